@@ -1,0 +1,129 @@
+import { execFile } from "node:child_process";
+import { createHash } from "node:crypto";
+import { mkdir, mkdtemp, readdir, readFile, rename, rm, stat } from "node:fs/promises";
+import { homedir } from "node:os";
+import { delimiter, join } from "node:path";
+import { promisify } from "node:util";
+import { FlurryError } from "../../errors/errors.ts";
+
+const run = promisify(execFile);
+const sourceDir = join(import.meta.dirname, "src");
+
+const commonFlags = ["-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror"];
+const releaseFlags = ["-O2", "-static", "-s", "-Wl,--build-id=none"];
+
+/** What `buildAgent` made: the executable's path and the SHA-256 (hex) of its bytes. */
+export interface BuiltAgent {
+  path: string;
+  sha256: string;
+}
+
+export interface BuildAgentOptions {
+  /**
+   * `release` is the static program for PID 1; `sanitize` the same sources under clang's address and
+   * undefined-behaviour sanitizers; `fuzz` the parser alone as a libFuzzer program.
+   * @default "release"
+   */
+  variant?: "release" | "sanitize" | "fuzz";
+  /** @default `$XDG_CACHE_HOME/flurry/agent`, or `~/.cache/flurry/agent` */
+  cacheDir?: string;
+  signal?: AbortSignal;
+}
+
+/**
+ * Builds the guest agent, or finds it in the cache: the key is the hash of its sources, compiler and
+ * flags, so a build is done once for each content. Builds at the same time do not disturb each other.
+ *
+ * @throws FlurryError REQUIREMENT_MISSING without a suitable C compiler, INTERNAL when the sources do
+ * not compile, ABORTED
+ */
+export async function buildAgent(options: BuildAgentOptions = {}): Promise<BuiltAgent> {
+  const variant = options.variant ?? "release";
+  const cacheDir = options.cacheDir ?? defaultCacheDir();
+  const compiler = await findCompiler(variant);
+  const sources = await sourceFiles(variant);
+  const flags = flagsOf(variant);
+  const version = await compilerVersion(compiler, options.signal);
+  const hash = createHash("sha256").update(JSON.stringify([version, flags]));
+  for (const file of [...sources.c, ...sources.h]) {
+    hash.update(`${file}\0`).update(await readFile(join(sourceDir, file)));
+  }
+  const finalDir = join(cacheDir, `${variant}-${hash.digest("hex").slice(0, 32)}`);
+  const path = join(finalDir, "flurry-init");
+  if (!(await exists(path))) await compile(compiler, flags, sources.c, cacheDir, finalDir, options.signal);
+  const sha256 = createHash("sha256").update(await readFile(path)).digest("hex");
+  return { path, sha256 };
+}
+
+function defaultCacheDir(): string {
+  return join(process.env.XDG_CACHE_HOME || join(homedir(), ".cache"), "flurry", "agent");
+}
+
+function flagsOf(variant: NonNullable<BuildAgentOptions["variant"]>): string[] {
+  if (variant === "release") return [...commonFlags, ...releaseFlags];
+  const sanitizers = variant === "fuzz" ? "fuzzer,address,undefined" : "address,undefined";
+  return [...commonFlags, "-g", "-O1", `-fsanitize=${sanitizers}`, "-fno-sanitize-recover=all"];
+}
+
+/** musl first: its static programs are an eighth of glibc's, and every page counts in a fresh child. */
+async function findCompiler(variant: NonNullable<BuildAgentOptions["variant"]>): Promise<string> {
+  const wanted = variant === "release" ? ["musl-gcc", "gcc", "cc"] : ["clang"];
+  for (const name of wanted) {
+    for (const dir of (process.env.PATH ?? "").split(delimiter)) {
+      if (dir !== "" && (await exists(join(dir, name)))) return join(dir, name);
+    }
+  }
+  throw new FlurryError("REQUIREMENT_MISSING", `Cannot build the guest agent: none of ${wanted.join(", ")} is in PATH`, {
+    hint: variant === "release" ? "apt-get install musl-tools" : "apt-get install clang libclang-rt-14-dev",
+  });
+}
+
+async function sourceFiles(variant: string): Promise<{ c: string[]; h: string[] }> {
+  const all = (await readdir(sourceDir)).sort();
+  const parserOnly = ["fuzz.c", "message.c", "mp.c"];
+  const c = all.filter((f) => f.endsWith(".c") && (variant === "fuzz" ? parserOnly.includes(f) : f !== "fuzz.c"));
+  return { c, h: all.filter((f) => f.endsWith(".h")) };
+}
+
+async function compilerVersion(compiler: string, signal: AbortSignal | undefined): Promise<string> {
+  const { stdout } = await tool(compiler, ["--version"], signal);
+  return stdout;
+}
+
+async function compile(
+  compiler: string,
+  flags: string[],
+  sources: string[],
+  cacheDir: string,
+  finalDir: string,
+  signal: AbortSignal | undefined,
+): Promise<void> {
+  await mkdir(cacheDir, { recursive: true });
+  const work = await mkdtemp(join(cacheDir, "building-"));
+  try {
+    await tool(compiler, [...flags, "-o", join(work, "flurry-init"), ...sources], signal);
+    await rename(work, finalDir);
+  } catch (error) {
+    // Another build of the same content was faster: its result is as good as ours.
+    if (!(await exists(join(finalDir, "flurry-init")))) throw error;
+  } finally {
+    await rm(work, { recursive: true, force: true });
+  }
+}
+
+async function tool(program: string, args: string[], signal: AbortSignal | undefined): Promise<{ stdout: string }> {
+  try {
+    return await run(program, args, { cwd: sourceDir, maxBuffer: 16 << 20, ...(signal ? { signal } : {}) });
+  } catch (error) {
+    if (signal?.aborted) throw new FlurryError("ABORTED", "The build of the guest agent was aborted", { cause: error });
+    const output = error instanceof Error && "stderr" in error ? String(error.stderr).trim() : String(error);
+    throw new FlurryError("INTERNAL", `Cannot build the guest agent with ${program}: ${output}`, { cause: error });
+  }
+}
+
+async function exists(path: string): Promise<boolean> {
+  return stat(path).then(
+    () => true,
+    () => false,
+  );
+}

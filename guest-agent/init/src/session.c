@@ -1,0 +1,54 @@
+#include "agent.h"
+
+/* A session lasts from one marker (or hang-up) to the next. */
+void session_reset(void) {
+  if (ops_live > 0) ops_reset();
+  tx_reset();
+  agent.greeting_owed = true;
+}
+
+static void quiesce(const struct msg *m) {
+  static const char *const names[] = {[OP_EXEC] = "exec", [OP_PUT] = "put", [OP_GET] = "get", [OP_LIST] = "list"};
+  for (unsigned i = 0; ops_live > 0 && i < FL_OPS_MAX; i++) {
+    if (ops[i].kind == OP_FREE) continue;
+    tx_error(m->id, FL_ERR_BUSY, 0, "Cannot quiesce: %u operations are running, among them %s with id %u", ops_live,
+             names[ops[i].kind], ops[i].id);
+    return;
+  }
+  tx_plain(FL_MSG_QUIESCED, m->id); /* everything before it is in the same queue, so it leaves last */
+}
+
+void session_dispatch(const uint8_t *payload, uint32_t len) {
+  struct msg m;
+  const char *why;
+  switch (msg_parse(payload, len, &m, &why)) {
+    case MSG_BAD:
+      tx_error(m.id, FL_ERR_BAD_MESSAGE, 0, "Cannot read a message of type %u: %s", m.type, why);
+      return;
+    case MSG_UNKNOWN:
+      tx_error(m.id, FL_ERR_UNKNOWN_TYPE, 0, "The message type %u is unknown", m.type);
+      return;
+    case MSG_OK:
+      break;
+  }
+  switch (m.type) {
+    case FL_MSG_PING: tx_plain(FL_MSG_PONG, m.id); return;
+    case FL_MSG_IDENTIFY: identity_identify(&m); return;
+    case FL_MSG_HELLO: identity_hello(m.id); return;
+    case FL_MSG_DATA: op_data(&m); return;
+    case FL_MSG_CREDIT: op_credit(&m); return;
+    case FL_MSG_END: op_end(&m); return;
+    case FL_MSG_CANCEL: op_cancel(&m); return;
+    case FL_MSG_EXEC: exec_start(&m); return;
+    case FL_MSG_KILL: exec_kill(&m); return;
+    case FL_MSG_PUT: put_start(&m); return;
+    case FL_MSG_GET: get_start(&m); return;
+    case FL_MSG_LIST: list_start(&m); return;
+    case FL_MSG_QUIESCE: quiesce(&m); return;
+    default: /* FL_MSG_SHUTDOWN: msg_parse lets nothing else through */
+      tx_plain(FL_MSG_STOPPING, m.id);
+      agent.stopping = true;
+      agent.stop_grace_ms = m.has_grace_ms ? m.grace_ms : 1000;
+      return;
+  }
+}
