@@ -1,0 +1,162 @@
+import { readFileSync } from "node:fs";
+import { codeOf, FlurryError } from "../../errors/errors.ts";
+import { AgentClient } from "../../guest-agent/protocol/mod.ts";
+import { abortError } from "../vm/qemu-process.ts";
+import type { TakenShell } from "../vm/shell-pool.ts";
+
+/** Milliseconds in which a child must prove who it is. Many children may share one emulated core. */
+const IDENTIFY_DEADLINE_MS = 30_000;
+
+/** Milliseconds between a lost connection and the end of the process, if they belong together. */
+const EXIT_GRACE_MS = 2000;
+
+/** Who a child is. */
+export interface Identity {
+  /** 0-based place in its family. */
+  index: number;
+  hostname: string;
+}
+
+/** Milliseconds, each counted from the moment the child's shell was there. */
+export interface ForkTimes {
+  /** Whether the shell was waiting, and what it took to start one if not. */
+  warm: boolean;
+  shellMs: number;
+  /** Until the child's CPUs ran. */
+  runningMs: number;
+  /** Until its first answer, which is its proven identity. */
+  answerMs: number;
+}
+
+export interface StartChildOptions {
+  taken: TakenShell;
+  shellMs: number;
+  /** From `incomingStream`. */
+  stream: Uint8Array;
+  id: string;
+  identity: Identity;
+  /** @default 30000 */
+  timeoutMs?: number | undefined;
+  signal?: AbortSignal | undefined;
+}
+
+/** A forked VM that has proven its identity. Killed and removed when disposed. */
+export class Child implements AsyncDisposable {
+  readonly id: string;
+  readonly identity: Identity;
+  readonly agent: AgentClient;
+  readonly times: ForkTimes;
+  /** Resolves when the child's VM is gone. */
+  readonly exited: Promise<unknown>;
+  readonly #taken: TakenShell;
+
+  private constructor(options: StartChildOptions, agent: AgentClient, times: ForkTimes) {
+    this.id = options.id;
+    this.identity = options.identity;
+    this.agent = agent;
+    this.times = times;
+    this.#taken = options.taken;
+    this.exited = options.taken.shell.qemu.exited;
+  }
+
+  /**
+   * Turns a shell into a child and has it prove its identity. The shell is taken over: it is gone
+   * if this fails.
+   *
+   * @throws FlurryError FORK_FAILED, CHILD_UNPROVEN, ABORTED
+   */
+  static async start(options: StartChildOptions): Promise<Child> {
+    const { taken, identity, timeoutMs = IDENTIFY_DEADLINE_MS, signal } = options;
+    const { shell, warm } = taken;
+    const { qemu } = shell;
+    const began = performance.now();
+    const running = qemu.qmp.expect("RESUME", { timeoutMs, signal });
+    const agent = AgentClient.over(qemu.agentSocket, { stderr: () => qemu.consoleTail() });
+    try {
+      // Sent before the guest runs: it lies in the socket until the restored port takes it, so the
+      // guest's first act is to read it.
+      const proof = agent.identify(identity, { timeoutMs, signal });
+      proof.catch(() => undefined);
+      shell.load(options.stream);
+      await running;
+      const runningMs = performance.now() - began;
+      checkProof(identity, await proof);
+      const answerMs = performance.now() - began;
+      return new Child(options, agent, { warm, shellMs: options.shellMs, runningMs, answerMs });
+    } catch (error) {
+      const info = isClosed(error) ? await within(qemu.exited, EXIT_GRACE_MS) : undefined;
+      await agent[Symbol.asyncDispose]();
+      await shell[Symbol.asyncDispose]();
+      if (signal?.aborted) throw abortError(signal);
+      if (info) throw new FlurryError("FORK_FAILED", `Child ${options.id} did not start: ${qemu.exitError(info).message}`, { cause: error });
+      if (error instanceof FlurryError) throw error;
+      throw new FlurryError("CHILD_UNPROVEN", `Child ${options.id} was killed: ${describe(error)}`, { cause: error });
+    } finally {
+      running[Symbol.dispose]();
+    }
+  }
+
+  /** Process id of the child's QEMU. */
+  get pid(): number {
+    return this.#taken.shell.qemu.pid;
+  }
+
+  /** The last 64 KiB that this child's kernel wrote to its console. */
+  consoleTail(): string {
+    return this.#taken.shell.qemu.consoleTail();
+  }
+
+  /**
+   * Host memory, in bytes, that exists for this child alone: changed guest pages and QEMU's own heap.
+   * Source: Private_* of /proc/PID/smaps_rollup.
+   */
+  privateBytes(): number {
+    return privateBytesOf(this.pid);
+  }
+
+  /** Says why an operation of this child failed: its death, if it is dead, else the error itself. */
+  async explain(error: unknown): Promise<unknown> {
+    if (codeOf(error) !== "AGENT_CLOSED") return error;
+    const qemu = this.#taken.shell.qemu;
+    // The channel and the process end together, but their events come in either order.
+    const info = await within(qemu.exited, EXIT_GRACE_MS);
+    const how = info ? qemu.exitError(info).message : "its agent closed the channel";
+    return new FlurryError("CHILD_DIED", `Child ${this.id} died: ${how}`, { cause: error });
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.agent[Symbol.asyncDispose]();
+    await this.#taken.shell[Symbol.asyncDispose]();
+  }
+}
+
+/** Private memory of a process in bytes (proc(5), smaps_rollup). */
+export function privateBytesOf(pid: number): number {
+  const rollup = readFileSync(`/proc/${pid}/smaps_rollup`, "utf8");
+  const kilobytes = [...rollup.matchAll(/^Private_(?:Clean|Dirty): +(\d+) kB$/gm)].map((match) => Number(match[1]));
+  return kilobytes.reduce((sum, kb) => sum + kb, 0) * 1024;
+}
+
+function checkProof(sent: Identity, read: Identity): void {
+  if (read.hostname === sent.hostname && read.index === sent.index) return;
+  const got = `"${read.hostname}" (${read.index})`;
+  throw new FlurryError("CHILD_UNPROVEN", `Child says that it is ${got}, and should be "${sent.hostname}" (${sent.index})`);
+}
+
+function describe(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}
+
+function isClosed(error: unknown): boolean {
+  return codeOf(error) === "AGENT_CLOSED" || codeOf(error) === "QMP_CLOSED";
+}
+
+async function within<T>(promise: Promise<T>, ms: number): Promise<T | undefined> {
+  const { promise: late, resolve } = Promise.withResolvers<undefined>();
+  const timer = setTimeout(resolve, ms, undefined);
+  try {
+    return await Promise.race([promise, late]);
+  } finally {
+    clearTimeout(timer);
+  }
+}

@@ -1,0 +1,167 @@
+import { rm } from "node:fs/promises";
+import { codeOf, FlurryError } from "../../errors/errors.ts";
+import type { AcceleratorVerdict } from "../vm/accelerator.ts";
+import { chooseAccelerator } from "../vm/accelerator.ts";
+import type { Host } from "../vm/host.ts";
+import type { BootSource, MachineProfile } from "../vm/profile.ts";
+import { deviceHash } from "../vm/profile.ts";
+import { type BootedVm, bootVm } from "./boot.ts";
+import { freeze } from "./freeze.ts";
+import { Parent } from "./parent.ts";
+import { ParentStore, parentKey, type StoredParent } from "./parent-store.ts";
+
+/** An image as the fork needs it; what `guest-agent/image` builds has this shape. */
+export interface GuestImage extends BootSource {
+  /** Content hash. */
+  hash: string;
+  /** Read-only root disk. */
+  disk: string;
+}
+
+/** A command that is run in the parent before it is frozen, so that its children find all of it warm. */
+export interface WarmUp {
+  argv: readonly string[];
+  env?: Record<string, string>;
+}
+
+export interface OpenParentOptions {
+  host: Host;
+  image: GuestImage;
+  /** @default 512 */
+  memMiB?: number | undefined;
+  /** @default 1 */
+  cpus?: number | undefined;
+  warmUp?: WarmUp | undefined;
+  /** Boots even if a frozen parent is on disk. @default false */
+  fresh?: boolean | undefined;
+  /** Shells kept waiting. @default 0 */
+  shells?: number | undefined;
+  onProgress?: ((event: ParentProgress) => void) | undefined;
+  signal?: AbortSignal | undefined;
+}
+
+/** What happens while a parent is made ready. */
+export type ParentProgress =
+  | { step: "probe" }
+  | { step: "boot"; accel: AcceleratorVerdict }
+  | { step: "console"; line: string }
+  | { step: "warm-up"; argv: readonly string[] }
+  | { step: "freeze" }
+  | { step: "keep" }
+  | { step: "damaged"; reason: string }
+  | { step: "cached" };
+
+/** How a parent came to be; times in milliseconds. A cached parent was neither booted nor frozen now. */
+export interface ParentOrigin {
+  cached: boolean;
+  accel: AcceleratorVerdict;
+  descriptorBytes: number;
+  bootMs?: number;
+  warmUpMs?: number;
+  pauseMs?: number;
+  /** Hashing the memory and moving it to disk. */
+  keepMs?: number;
+}
+
+/**
+ * A frozen parent, ready to fork: the one on disk that was made for the same request, else a new one.
+ *
+ * @throws FlurryError of boot, warm-up (TASK_FAILED), freeze and disk; ABORTED
+ */
+export async function openParent(options: OpenParentOptions): Promise<{ parent: Parent; origin: ParentOrigin }> {
+  const { host, image, onProgress, signal } = options;
+  const accel = await chooseAccelerator({
+    host,
+    boot: image,
+    disk: image.disk,
+    onProbe: () => onProgress?.({ step: "probe" }),
+    signal,
+  });
+  const profile: MachineProfile = {
+    accel: accel.accel,
+    memMiB: options.memMiB ?? 512,
+    cpus: options.cpus ?? 1,
+    disk: image.disk,
+  };
+  const store = new ParentStore(host);
+  const key = parentKey({
+    image: image.hash,
+    qemu: host.qemu.version,
+    devices: deviceHash(host.qemu, profile),
+    warmUp: options.warmUp ?? null,
+  });
+  const found = options.fresh ? undefined : await findStored(store, key, options);
+  const { stored, ...times } = found
+    ? { stored: found }
+    : await makeParent({ ...options, profile, accel, store, key });
+  const parent = new Parent({
+    host,
+    profile,
+    descriptor: stored.descriptor,
+    imagePath: stored.imagePath,
+    shells: options.shells,
+  });
+  return {
+    parent,
+    origin: { cached: found !== undefined, accel, descriptorBytes: stored.descriptorBytes, ...times },
+  };
+}
+
+async function findStored(store: ParentStore, key: string, options: OpenParentOptions) {
+  try {
+    const found = await store.find(key, options.signal);
+    if (found) options.onProgress?.({ step: "cached" });
+    return found;
+  } catch (error) {
+    const code = codeOf(error);
+    if (code !== "IMAGE_CORRUPT" && code !== "DESCRIPTOR_INVALID") throw error;
+    // Nothing is lost but the time of a boot: the copy was made from the same request.
+    options.onProgress?.({ step: "damaged", reason: error instanceof Error ? error.message : String(error) });
+    return undefined;
+  }
+}
+
+interface MakeOptions extends OpenParentOptions {
+  profile: MachineProfile;
+  accel: AcceleratorVerdict;
+  store: ParentStore;
+  key: string;
+}
+
+async function makeParent(options: MakeOptions) {
+  const { host, image, profile, onProgress, signal } = options;
+  onProgress?.({ step: "boot", accel: options.accel });
+  await using vm = await bootVm({
+    host,
+    profile,
+    boot: image,
+    ram: "shared",
+    onConsoleLine: (line) => onProgress?.({ step: "console", line }),
+    signal,
+  });
+  const warmUpMs = await warmUp(vm, options);
+  onProgress?.({ step: "freeze" });
+  const frozen = await freeze(vm, image.hash, signal);
+  onProgress?.({ step: "keep" });
+  const began = performance.now();
+  let stored: StoredParent;
+  try {
+    stored = await options.store.put(options.key, frozen, signal);
+  } catch (error) {
+    await rm(frozen.imagePath, { force: true });
+    throw error;
+  }
+  return { stored, bootMs: vm.bootMs, warmUpMs, pauseMs: frozen.pauseMs, keepMs: performance.now() - began };
+}
+
+/** Runs the warm-up command; returns the milliseconds that it took. */
+async function warmUp(vm: BootedVm, options: MakeOptions): Promise<number> {
+  if (!options.warmUp) return 0;
+  const { argv, env } = options.warmUp;
+  options.onProgress?.({ step: "warm-up", argv });
+  const began = performance.now();
+  const result = await vm.agent.run(argv, { env, signal: options.signal });
+  if (result.code === 0) return performance.now() - began;
+  const how = result.signal ? `was ended by signal ${result.signal}` : `exited with status ${result.code}`;
+  throw new FlurryError("TASK_FAILED", `Warm-up "${argv.join(" ")}" ${how}: ${result.stderr.slice(-1000)}`);
+}

@@ -1,0 +1,165 @@
+import { createHash } from "node:crypto";
+import { chmodSync, chownSync, existsSync, mkdirSync, readdirSync, statSync, utimesSync } from "node:fs";
+import { mkdtemp, readFile, rename, rm, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { codeOf, FlurryError } from "../../errors/errors.ts";
+import { type Descriptor, decodeDescriptor, descriptorHash, encodeDescriptor } from "../../memserver/descriptor.ts";
+import { copyMemory, hashMemory } from "../../memserver/memory-image.ts";
+import type { Host } from "../vm/host.ts";
+import { reapLeftoverFiles, temporaryPrefix } from "../vm/owner.ts";
+import type { FrozenVm } from "./freeze.ts";
+
+/** Frozen parents kept; the one that was longest not used goes first. */
+const KEEP_PARENTS = 8;
+
+/** A parent on disk. */
+export interface StoredParent {
+  /** Content hash of the descriptor, which holds the hash of the memory image. */
+  hash: string;
+  descriptor: Descriptor;
+  descriptorBytes: number;
+  imagePath: string;
+}
+
+/**
+ * Parents on disk, by content hash: `parents/HASH/descriptor` and `parents/HASH/memory`. A parent is
+ * found again by a key (what was asked for): `parents/by-key/KEY` holds the hash.
+ */
+export class ParentStore {
+  readonly #host: Host;
+  readonly #dir: string;
+
+  constructor(host: Host) {
+    this.#host = host;
+    this.#dir = join(host.home, "parents");
+    mkdirSync(join(this.#dir, "by-key"), { recursive: true, mode: 0o755 });
+    reapLeftoverFiles(this.#dir);
+  }
+
+  /**
+   * Moves a frozen VM to disk: hashes its memory, and gives up its tmpfs file.
+   *
+   * @throws FlurryError NO_SPACE. The frozen VM is as it was then, and nothing of it is on disk.
+   */
+  async put(key: string, frozen: FrozenVm, signal?: AbortSignal): Promise<StoredParent> {
+    const staging = await mkdtemp(join(this.#dir, temporaryPrefix()));
+    try {
+      const image = await copyMemory(frozen.imagePath, join(staging, "memory"), { signal });
+      const descriptor = { ...frozen.descriptor, ram: { ...frozen.descriptor.ram, hash: image.hash } };
+      const bytes = encodeDescriptor(descriptor);
+      const hash = descriptorHash(bytes);
+      await writeFile(join(staging, "descriptor"), bytes);
+      this.#giveToVms(join(staging, "memory"));
+      await writeFile(join(staging, "verified"), stampOf(join(staging, "memory")));
+      chmodSync(staging, 0o755);
+      await this.#publish(staging, hash);
+      await this.#pointKey(key, hash);
+      await rm(frozen.imagePath, { force: true });
+      await this.#prune();
+      return { hash, descriptor, descriptorBytes: bytes.length, imagePath: join(this.#dir, hash, "memory") };
+    } catch (error) {
+      if (codeOf(error) !== "ENOSPC") throw error;
+      throw new FlurryError("NO_SPACE", `Cannot keep a parent in "${this.#dir}": the disk is full`, { cause: error });
+    } finally {
+      await rm(staging, { recursive: true, force: true });
+    }
+  }
+
+  /**
+   * The parent that was put under this key; undefined if there is none.
+   *
+   * @throws FlurryError IMAGE_CORRUPT or DESCRIPTOR_INVALID when its files are not what they were
+   */
+  async find(key: string, signal?: AbortSignal): Promise<StoredParent | undefined> {
+    const pointer = join(this.#dir, "by-key", key);
+    if (!existsSync(pointer)) return undefined;
+    const hash = (await readFile(pointer, "utf8")).trim();
+    if (!existsSync(join(this.#dir, hash))) return undefined;
+    return await this.load(hash, signal);
+  }
+
+  /**
+   * Loads a parent by its hash, and checks it. The memory is hashed again only if its file has been
+   * touched since it was last checked.
+   *
+   * @throws FlurryError IMAGE_CORRUPT, DESCRIPTOR_INVALID, IMAGE_NOT_FOUND
+   */
+  async load(hash: string, signal?: AbortSignal): Promise<StoredParent> {
+    const dir = join(this.#dir, hash);
+    if (!existsSync(dir)) throw new FlurryError("IMAGE_NOT_FOUND", `No frozen parent "${hash}" in "${this.#dir}"`);
+    const bytes = await readFile(join(dir, "descriptor"));
+    if (descriptorHash(bytes) !== hash) throw corrupt(dir, "its descriptor has changed");
+    const descriptor = decodeDescriptor(bytes);
+    const imagePath = join(dir, "memory");
+    await this.#verify(dir, descriptor, signal);
+    const now = new Date();
+    utimesSync(dir, now, now);
+    return { hash, descriptor, descriptorBytes: bytes.length, imagePath };
+  }
+
+  /** Forgets a parent. VMs that run from it keep their memory. */
+  async remove(hash: string): Promise<void> {
+    await rm(join(this.#dir, hash), { recursive: true, force: true });
+  }
+
+  async #verify(dir: string, descriptor: Descriptor, signal: AbortSignal | undefined): Promise<void> {
+    const imagePath = join(dir, "memory");
+    if (!existsSync(imagePath)) throw corrupt(dir, "its memory is missing");
+    const { size } = statSync(imagePath);
+    if (size !== descriptor.ram.bytes) throw corrupt(dir, `its memory has ${size} bytes, not ${descriptor.ram.bytes}`);
+    const stampPath = join(dir, "verified");
+    const stamp = stampOf(imagePath);
+    if (existsSync(stampPath) && (await readFile(stampPath, "utf8")) === stamp) return;
+    if ((await hashMemory(imagePath, { signal })) !== descriptor.ram.hash) throw corrupt(dir, "its memory has changed");
+    await writeFile(stampPath, stamp);
+  }
+
+  /** Readable by QEMU's user alone; writable only where an old QEMU insists on opening it so. */
+  #giveToVms(path: string): void {
+    const { user, qemu } = this.#host;
+    if (user) chownSync(path, 0, user.gid);
+    chmodSync(path, qemu.readOnlyRam ? 0o440 : 0o660);
+  }
+
+  async #publish(staging: string, hash: string): Promise<void> {
+    const target = join(this.#dir, hash);
+    try {
+      await rename(staging, target);
+    } catch (error) {
+      // The same parent is there already: equal by content, so nothing is lost.
+      if (codeOf(error) !== "ENOTEMPTY" && codeOf(error) !== "EEXIST") throw error;
+    }
+  }
+
+  async #pointKey(key: string, hash: string): Promise<void> {
+    const temporary = join(this.#dir, `${temporaryPrefix()}key`);
+    await writeFile(temporary, `${hash}\n`);
+    await rename(temporary, join(this.#dir, "by-key", key));
+  }
+
+  async #prune(): Promise<void> {
+    const parents = readdirSync(this.#dir)
+      .filter((name) => /^[0-9a-f]{64}$/.test(name))
+      .map((name) => ({ name, usedAt: statSync(join(this.#dir, name)).mtimeMs }))
+      .sort((a, b) => b.usedAt - a.usedAt);
+    for (const { name } of parents.slice(KEEP_PARENTS)) await this.remove(name);
+  }
+}
+
+/** Key of what was asked for: equal requests find the same parent. */
+export function parentKey(request: Record<string, unknown>): string {
+  const entries = Object.entries(request).sort(([a], [b]) => (a < b ? -1 : 1));
+  return createHash("sha256").update(JSON.stringify(entries)).digest("hex");
+}
+
+/** Changes whenever a file's content may have: nothing but the kernel sets the change time. */
+function stampOf(path: string): string {
+  const { ino, size, ctimeNs } = statSync(path, { bigint: true });
+  return `${ino} ${size} ${ctimeNs}\n`;
+}
+
+function corrupt(dir: string, what: string): FlurryError {
+  return new FlurryError("IMAGE_CORRUPT", `Cannot use frozen parent "${dir}": ${what}`, {
+    hint: `rm -r "${dir}"; a new parent is booted at the next start`,
+  });
+}

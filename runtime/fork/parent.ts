@@ -1,0 +1,70 @@
+import { randomBytes } from "node:crypto";
+import { type Descriptor, checkFingerprint } from "../../memserver/descriptor.ts";
+import { incomingStream } from "../../memserver/device-stream.ts";
+import type { Host } from "../vm/host.ts";
+import type { MachineProfile } from "../vm/profile.ts";
+import { ShellPool } from "../vm/shell-pool.ts";
+import { Child, type Identity } from "./child.ts";
+import { fingerprintOf } from "./fingerprint.ts";
+
+export interface ParentOptions {
+  host: Host;
+  profile: MachineProfile;
+  descriptor: Descriptor;
+  /** File of the memory image. */
+  imagePath: string;
+  /** Shells kept waiting. @default 0 */
+  shells?: number | undefined;
+}
+
+export interface ForkOptions {
+  identity: Identity;
+  /** Milliseconds for the child to prove its identity. @default 30000 */
+  timeoutMs?: number | undefined;
+  signal?: AbortSignal | undefined;
+}
+
+/** A frozen parent that children are forked from. */
+export class Parent implements AsyncDisposable {
+  readonly descriptor: Descriptor;
+  readonly profile: MachineProfile;
+  readonly imagePath: string;
+  readonly shells: ShellPool;
+  readonly #stream: Buffer;
+
+  /** @throws FlurryError FINGERPRINT_MISMATCH when the descriptor was made on another machine */
+  constructor(options: ParentOptions) {
+    const { host, profile, descriptor, imagePath } = options;
+    checkFingerprint(descriptor, fingerprintOf(host, profile, descriptor.fingerprint.image));
+    this.descriptor = descriptor;
+    this.profile = profile;
+    this.imagePath = imagePath;
+    this.#stream = incomingStream(descriptor.fingerprint.machine, descriptor.deviceState);
+    this.shells = new ShellPool({ host, profile, image: imagePath }, { keep: options.shells ?? 0 });
+  }
+
+  /**
+   * Forks one child.
+   *
+   * @throws FlurryError FORK_FAILED, CHILD_UNPROVEN, QEMU_START_FAILED, ABORTED. Nothing is left of
+   * a child that failed.
+   */
+  async fork(options: ForkOptions): Promise<Child> {
+    const began = performance.now();
+    const taken = await this.shells.take(options.signal);
+    return await Child.start({
+      taken,
+      shellMs: performance.now() - began,
+      stream: this.#stream,
+      id: `vm-${randomBytes(6).toString("hex")}`,
+      identity: options.identity,
+      timeoutMs: options.timeoutMs,
+      signal: options.signal,
+    });
+  }
+
+  /** Ends the waiting shells. Children belong to whoever forked them. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.shells[Symbol.asyncDispose]();
+  }
+}

@@ -1,0 +1,139 @@
+import { createHash } from "node:crypto";
+import { once } from "node:events";
+import { accessSync, constants, createReadStream, existsSync } from "node:fs";
+import { readFile, rename, writeFile } from "node:fs/promises";
+import { cpus, release } from "node:os";
+import { join } from "node:path";
+import { pipeline } from "node:stream/promises";
+import { z } from "zod";
+import { FlurryError } from "../../errors/errors.ts";
+import type { Host } from "./host.ts";
+import { type Accelerator, type BootSource, commandLine, type MachineProfile } from "./profile.ts";
+import { QemuProcess, throwIfAborted } from "./qemu-process.ts";
+
+/** Milliseconds in which a kernel must boot to its agent under KVM. Where KVM works it takes under two seconds. */
+const KVM_BOOT_DEADLINE_MS = 15_000;
+const KVM_DEVICE = "/dev/kvm";
+
+const verdictSchema = z.strictObject({
+  accel: z.enum(["kvm", "tcg"]),
+  /** Why, for people. */
+  reason: z.string(),
+  /** Kernel, QEMU and host that the verdict is for. */
+  key: z.string(),
+});
+
+/** Which accelerator VMs use here, and why. */
+export type AcceleratorVerdict = z.infer<typeof verdictSchema>;
+
+export interface ProbeOptions {
+  host: Host;
+  boot: BootSource;
+  disk: string;
+  /** Tells that a probe boot begins; a remembered verdict costs none. */
+  onProbe?: (() => void) | undefined;
+  /** @default 15000 */
+  deadlineMs?: number | undefined;
+  signal?: AbortSignal | undefined;
+}
+
+/**
+ * Chooses the accelerator: KVM if this very kernel really boots under it, else TCG. A `/dev/kvm` that
+ * opens is no proof. The verdict is remembered for this kernel, QEMU and host;
+ * `$FLURRY_ACCEL` (kvm or tcg) overrules it.
+ *
+ * @throws FlurryError BAD_ARGUMENT for another value of `$FLURRY_ACCEL`, ABORTED
+ */
+export async function chooseAccelerator(options: ProbeOptions): Promise<AcceleratorVerdict> {
+  const forced = process.env.FLURRY_ACCEL;
+  if (forced !== undefined && forced !== "") return { ...overruled(forced), key: "" };
+  const key = await verdictKey(options);
+  const known = await readVerdict(options.host.home);
+  if (known?.key === key) return known;
+  const verdict = { ...(await probe(options)), key };
+  const path = verdictPath(options.host.home);
+  await writeFile(`${path}.${process.pid}`, `${JSON.stringify(verdict)}\n`);
+  await rename(`${path}.${process.pid}`, path);
+  return verdict;
+}
+
+/** The verdict of the last probe in this data directory, for a doctor to show. */
+export async function readVerdict(home: string): Promise<AcceleratorVerdict | undefined> {
+  const path = verdictPath(home);
+  if (!existsSync(path)) return undefined;
+  try {
+    return verdictSchema.parse(JSON.parse(await readFile(path, "utf8")));
+  } catch (error) {
+    // A damaged cache is no verdict: the probe is run again and writes a new one.
+    if (error instanceof SyntaxError || error instanceof z.ZodError) return undefined;
+    throw error;
+  }
+}
+
+async function probe(options: ProbeOptions): Promise<{ accel: Accelerator; reason: string }> {
+  const { host, boot, disk, deadlineMs = KVM_BOOT_DEADLINE_MS, signal } = options;
+  const obstacle = kvmObstacle();
+  if (obstacle) return { accel: "tcg", reason: obstacle };
+  options.onProbe?.();
+  try {
+    const bootMs = await bootUnderKvm({ host, boot, disk, deadlineMs, signal });
+    return { accel: "kvm", reason: `a guest booted under KVM in ${Math.round(bootMs)} ms` };
+  } catch (error) {
+    throwIfAborted(signal);
+    const first = (error instanceof Error ? error.message : String(error)).split("\n")[0];
+    return { accel: "tcg", reason: `${KVM_DEVICE} opens, but no guest boots under it: ${first}` };
+  }
+}
+
+/** Boots until the guest's agent says anything at all. Returns milliseconds. */
+async function bootUnderKvm(options: ProbeOptions & { deadlineMs: number }): Promise<number> {
+  const { host, boot, disk, deadlineMs, signal } = options;
+  const began = performance.now();
+  const profile: MachineProfile = { accel: "kvm", memMiB: 256, cpus: 1, disk };
+  const dir = host.owner.vmDir();
+  const args = commandLine({ qemu: host.qemu, profile, ram: { kind: "anonymous" }, dir, boot });
+  await using qemu = await QemuProcess.start({ host, dir, args, signal });
+  const deadline = AbortSignal.timeout(deadlineMs);
+  const limit = signal ? AbortSignal.any([signal, deadline]) : deadline;
+  const spoke = once(qemu.agentSocket, "data", { signal: limit });
+  qemu.agentSocket.resume();
+  const died = qemu.exited.then((info) => Promise.reject(qemu.exitError(info)));
+  try {
+    await Promise.race([spoke, died]);
+  } catch (error) {
+    if (deadline.aborted) throw new FlurryError("BOOT_TIMEOUT", `no word of it after ${deadlineMs} ms`);
+    throw error;
+  } finally {
+    spoke.catch(() => undefined);
+    died.catch(() => undefined);
+  }
+  return performance.now() - began;
+}
+
+function kvmObstacle(): string | undefined {
+  if (!existsSync(KVM_DEVICE)) return `there is no ${KVM_DEVICE}`;
+  try {
+    accessSync(KVM_DEVICE, constants.R_OK | constants.W_OK);
+    return undefined;
+  } catch (error) {
+    return `${KVM_DEVICE} does not open: ${error instanceof Error ? error.message : String(error)}`;
+  }
+}
+
+function overruled(value: string): { accel: Accelerator; reason: string } {
+  if (value !== "kvm" && value !== "tcg") {
+    throw new FlurryError("BAD_ARGUMENT", `FLURRY_ACCEL is "${value}", and must be "kvm" or "tcg"`);
+  }
+  return { accel: value, reason: "FLURRY_ACCEL says so" };
+}
+
+async function verdictKey({ host, boot }: ProbeOptions): Promise<string> {
+  const kernel = createHash("sha256");
+  await pipeline(createReadStream(boot.kernel), kernel);
+  const parts = [kernel.digest("hex"), host.qemu.version, release(), cpus()[0]?.model ?? ""];
+  return createHash("sha256").update(parts.join("\0")).digest("hex");
+}
+
+function verdictPath(home: string): string {
+  return join(home, "accelerator.json");
+}

@@ -1,0 +1,138 @@
+import { mkdirSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { join } from "node:path";
+import { FlurryError } from "../../errors/errors.ts";
+
+/** Milliseconds that a killed process gets to vanish; SIGKILL only waits for the kernel. */
+const REAP_DEADLINE_MS = 10_000;
+
+let sequence = 0;
+
+/**
+ * The directories of one runtime. Everything that it starts has its files below them, and carries
+ * their path in its command line. So whatever a killed runtime left behind is found again by name:
+ * a process by its argv (never by a stored PID alone, which may be somebody else's by now), a file
+ * by its directory.
+ */
+export class Owner implements AsyncDisposable {
+  /** Sockets and small files of this runtime. */
+  readonly run: string;
+  /** RAM of its booting parents, in a tmpfs. */
+  readonly shm: string;
+  #nextVm = 0;
+
+  private constructor(run: string, shm: string) {
+    this.run = run;
+    this.shm = shm;
+  }
+
+  /** Reaps what dead runtimes left below both roots, then makes the directories of this one. */
+  static async open(roots: { run: string; shm: string }): Promise<Owner> {
+    await reapLeftovers(roots);
+    const name = ownerName(process.pid, startTimeOf(process.pid)!, sequence++);
+    const owner = new Owner(join(roots.run, name), join(roots.shm, name));
+    mkdirSync(owner.run, { mode: 0o711 });
+    mkdirSync(owner.shm, { mode: 0o711 });
+    return owner;
+  }
+
+  /** A path below `run` for one VM, unique in this runtime. Not yet made. */
+  vmDir(): string {
+    return join(this.run, String(this.#nextVm++));
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await killByArgv(this.run);
+    rmSync(this.run, { recursive: true, force: true });
+    rmSync(this.shm, { recursive: true, force: true });
+  }
+}
+
+/** What a runtime's directories are called: they say who owns them, guarded against PID reuse. */
+export function ownerName(pid: number, startTime: string, sequenceNumber: number): string {
+  return `${pid}-${startTime}-${sequenceNumber}`;
+}
+
+/**
+ * Kills the processes and removes the files of every runtime that is dead.
+ *
+ * @returns names of the runtimes that were reaped.
+ */
+export async function reapLeftovers(roots: { run: string; shm: string }): Promise<string[]> {
+  const reaped = new Set<string>();
+  for (const root of [roots.run, roots.shm]) {
+    for (const name of readdirSync(root)) {
+      const match = /^(\d+)-(\d+)-\d+$/.exec(name);
+      if (!match || startTimeOf(Number(match[1])) === match[2]) continue;
+      await killByArgv(join(root, name));
+      rmSync(join(root, name), { recursive: true, force: true });
+      reaped.add(name);
+    }
+  }
+  return [...reaped];
+}
+
+/** Starts the name of a temporary file or directory that dies with this process. */
+export function temporaryPrefix(): string {
+  return `.tmp-${process.pid}-${startTimeOf(process.pid)}-`;
+}
+
+/** Removes temporary files of dead processes from a directory. */
+export function reapLeftoverFiles(dir: string): void {
+  for (const name of readdirSync(dir)) {
+    const match = /^\.tmp-(\d+)-(\d+)-/.exec(name);
+    if (!match || startTimeOf(Number(match[1])) === match[2]) continue;
+    rmSync(join(dir, name), { recursive: true, force: true });
+  }
+}
+
+/** Processes whose command line names a path below `dir`. */
+export function processesOf(dir: string): number[] {
+  const needle = `${dir}/`;
+  return readdirSync("/proc")
+    .filter((entry) => /^\d+$/.test(entry) && Number(entry) !== process.pid)
+    .map(Number)
+    .filter((pid) => commandLineOf(pid).includes(needle));
+}
+
+async function killByArgv(dir: string): Promise<void> {
+  const deadline = performance.now() + REAP_DEADLINE_MS;
+  for (;;) {
+    const pids = processesOf(dir);
+    if (pids.length === 0) return;
+    for (const pid of pids) killOne(pid);
+    if (performance.now() > deadline) {
+      throw new FlurryError("INTERNAL", `Processes ${pids.join(", ")} of "${dir}" do not die`);
+    }
+    // The end of a process that is not our child raises no event that Bun or Deno could wait for.
+    await new Promise((resolve) => setTimeout(resolve, 5));
+  }
+}
+
+function killOne(pid: number): void {
+  try {
+    process.kill(pid, "SIGKILL");
+  } catch (error) {
+    if (!(error instanceof Error && "code" in error && error.code === "ESRCH")) throw error;
+  }
+}
+
+/** Start time of a process in clock ticks since boot (proc(5), stat field 22); undefined when it is gone. */
+export function startTimeOf(pid: number): string | undefined {
+  const stat = readProc(pid, "stat");
+  // The command name may hold spaces and parentheses: fields are counted from the last one.
+  return stat === "" ? undefined : stat.slice(stat.lastIndexOf(")") + 2).split(" ")[19];
+}
+
+function commandLineOf(pid: number): string {
+  return readProc(pid, "cmdline");
+}
+
+function readProc(pid: number, file: string): string {
+  try {
+    return readFileSync(`/proc/${pid}/${file}`, "latin1");
+  } catch (error) {
+    const code = error instanceof Error && "code" in error ? error.code : undefined;
+    if (code === "ENOENT" || code === "ESRCH" || code === "EACCES") return "";
+    throw error;
+  }
+}

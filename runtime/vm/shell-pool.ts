@@ -1,0 +1,113 @@
+import { throwIfAborted } from "./qemu-process.ts";
+import { Shell, type ShellSpec } from "./shell.ts";
+
+export interface ShellPoolOptions {
+  /**
+   * Shells that are kept waiting: whenever one is taken, another is started.
+   *
+   * @default 0
+   */
+  keep?: number;
+  /** Shells started at the same time. @default the host's cores */
+  parallel?: number;
+}
+
+/** A shell with where it came from. */
+export interface TakenShell {
+  shell: Shell;
+  /** True when it was waiting, false when it had to be started. */
+  warm: boolean;
+}
+
+/** Shells that wait for one memory image. A shell that dies while it waits is dropped, not given out. */
+export class ShellPool implements AsyncDisposable {
+  readonly #spec: ShellSpec;
+  readonly #parallel: number;
+  readonly #waiting: Shell[] = [];
+  readonly #starting = new Set<Promise<void>>();
+  readonly #stop = new AbortController();
+  #keep: number;
+  #lastError: unknown;
+
+  constructor(spec: ShellSpec, options: ShellPoolOptions = {}) {
+    this.#spec = spec;
+    this.#keep = options.keep ?? 0;
+    this.#parallel = options.parallel ?? spec.host.cores;
+    this.#refill();
+  }
+
+  /** Shells that wait now. */
+  get warm(): number {
+    return this.#waiting.length;
+  }
+
+  /**
+   * Changes how many shells are kept, and waits until there are as many.
+   *
+   * @throws FlurryError as `Shell.start`
+   */
+  async keep(count: number, signal?: AbortSignal): Promise<void> {
+    this.#keep = count;
+    this.#lastError = undefined;
+    this.#refill();
+    while (this.#waiting.length < this.#keep) {
+      throwIfAborted(signal);
+      if (this.#lastError) throw this.#lastError;
+      await Promise.race(this.#starting);
+    }
+  }
+
+  /** A waiting shell, else a new one. It is the caller's from then on. */
+  async take(signal?: AbortSignal): Promise<TakenShell> {
+    throwIfAborted(signal);
+    throwIfAborted(this.#stop.signal);
+    const shell = this.#waiting.shift();
+    if (shell) {
+      // After the caller's own work of this turn: a start takes CPU that the child can use now.
+      setImmediate(() => this.#refill());
+      return { shell, warm: true };
+    }
+    return { shell: await Shell.start(this.#spec, signal), warm: false };
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#stop.abort();
+    await Promise.all(this.#starting);
+    await Promise.all(this.#waiting.splice(0).map((shell) => shell[Symbol.asyncDispose]()));
+  }
+
+  #refill(): void {
+    while (
+      !this.#stop.signal.aborted &&
+      !this.#lastError &&
+      this.#starting.size < this.#parallel &&
+      this.#waiting.length + this.#starting.size < this.#keep
+    ) {
+      const start = this.#startOne();
+      this.#starting.add(start);
+      void start.finally(() => {
+        this.#starting.delete(start);
+        this.#refill();
+      });
+    }
+  }
+
+  async #startOne(): Promise<void> {
+    try {
+      const shell = await Shell.start(this.#spec, this.#stop.signal);
+      this.#waiting.push(shell);
+      void shell.qemu.exited.then(() => this.#drop(shell));
+    } catch (error) {
+      // Kept for whoever waits in keep(); take() starts its own and meets the reason itself.
+      if (!this.#stop.signal.aborted) this.#lastError = error;
+    }
+  }
+
+  async #drop(shell: Shell): Promise<void> {
+    const at = this.#waiting.indexOf(shell);
+    if (at < 0) return;
+    this.#waiting.splice(at, 1);
+    // Its place is filled at the next take() or keep(), so that shells which all die are no endless loop.
+    await shell[Symbol.asyncDispose]();
+  }
+}
