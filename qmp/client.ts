@@ -5,7 +5,7 @@ import { QmpError } from "./errors.ts";
 import type { EventWait, ExpectOptions, QmpEvent, QmpEventName } from "./event-hub.ts";
 import type { EventReader } from "./event-stream.ts";
 import type { QmpGreeting, QmpRawEvent } from "./messages.ts";
-import { dial, socketTransport } from "./transport.ts";
+import { dial, type QmpTransport, socketTransport } from "./transport.ts";
 import { checkTimeout, type WaitOptions } from "./wait-limit.ts";
 
 const DEFAULT_TIMEOUT_MS = 30_000;
@@ -94,15 +94,8 @@ export class QmpClient implements AsyncDisposable {
    *
    * @throws QmpError QMP_CLOSED, QMP_TIMEOUT, QMP_PROTOCOL or ABORTED.
    */
-  static async connect(socket: Socket, options: QmpClientOptions = {}): Promise<QmpClient> {
-    const timeoutMs = options.timeoutMs ?? DEFAULT_TIMEOUT_MS;
-    checkTimeout(timeoutMs);
-    const connection = new QmpConnection(socketTransport(socket), {
-      timeoutMs,
-      maxLineBytes: options.maxLineBytes ?? DEFAULT_MAX_LINE_BYTES,
-      stderr: options.stderr,
-    });
-    return new QmpClient(connection, await connection.open(options.signal));
+  static connect(socket: Socket, options: QmpClientOptions = {}): Promise<QmpClient> {
+    return QmpClient.over(socketTransport(socket), options);
   }
 
   /**
@@ -112,6 +105,18 @@ export class QmpClient implements AsyncDisposable {
    */
   static async connectTo(path: string, options: QmpClientOptions = {}): Promise<QmpClient> {
     return QmpClient.connect(await dial(path, options.signal), options);
+  }
+
+  /** Shakes hands over any transport; connect() says the rest. */
+  static async over(transport: QmpTransport, options: QmpClientOptions = {}): Promise<QmpClient> {
+    const timeoutMs = options.timeoutMs ?? DEFAULT_TIMEOUT_MS;
+    checkTimeout(timeoutMs);
+    const connection = new QmpConnection(transport, {
+      timeoutMs,
+      maxLineBytes: options.maxLineBytes ?? DEFAULT_MAX_LINE_BYTES,
+      stderr: options.stderr,
+    });
+    return new QmpClient(connection, await connection.open(options.signal));
   }
 
   /**
