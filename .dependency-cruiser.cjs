@@ -10,16 +10,18 @@ const rooms = {
   errors: [],
   qmp: [],
   "guest-agent/protocol": [],
-  "guest-agent/init": ["errors", "guest-agent/protocol"],
+  "guest-agent/init": ["errors"],
   "guest-agent/image": ["errors", "guest-agent/init"],
+  "guest-agent/worker-host": ["guest-agent/protocol"],
   memserver: ["errors", "qmp"],
   "runtime/vm": ["errors", "qmp"],
-  "runtime/fork": ["errors", "qmp", "memserver", "guest-agent", "runtime/vm"],
+  "runtime/fork": ["errors", "qmp", "memserver", "guest-agent/protocol", "runtime/vm"],
   "runtime/jobs": ["errors", "runtime/fork"],
   "runtime/workers": ["errors", "guest-agent", "runtime/fork", "runtime/jobs"],
   "runtime/store": ["errors", "runtime/jobs"],
   "runtime/gateway": ["errors", "runtime/workers", "runtime/jobs", "runtime/store"],
   "runtime/client": ["errors"],
+  "runtime/adapters": ["errors"],
 };
 
 function roomRule(room, allowed) {
