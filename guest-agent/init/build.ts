@@ -51,7 +51,9 @@ export async function buildAgent(options: BuildAgentOptions = {}): Promise<Built
   const finalDir = join(cacheDir, `${variant}-${hash.digest("hex").slice(0, 32)}`);
   const path = join(finalDir, "flurry-init");
   if (!(await exists(path))) await compile(compiler, flags, sources.c, cacheDir, finalDir, options.signal);
-  const sha256 = createHash("sha256").update(await readFile(path)).digest("hex");
+  const sha256 = createHash("sha256")
+    .update(await readFile(path))
+    .digest("hex");
   return { path, sha256 };
 }
 
@@ -73,15 +75,21 @@ async function findCompiler(variant: NonNullable<BuildAgentOptions["variant"]>):
       if (dir !== "" && (await exists(join(dir, name)))) return join(dir, name);
     }
   }
-  throw new FlurryError("REQUIREMENT_MISSING", `Cannot build the guest agent: none of ${wanted.join(", ")} is in PATH`, {
-    hint: variant === "release" ? "apt-get install musl-tools" : "apt-get install clang libclang-rt-14-dev",
-  });
+  throw new FlurryError(
+    "REQUIREMENT_MISSING",
+    `Cannot build the guest agent: none of ${wanted.join(", ")} is in PATH`,
+    {
+      hint: variant === "release" ? "apt-get install musl-tools" : "apt-get install clang libclang-rt-14-dev",
+    },
+  );
 }
 
 async function sourceFiles(variant: string): Promise<{ c: string[]; h: string[] }> {
   const all = (await readdir(sourceDir)).sort();
   const parserOnly = ["fuzz.c", "message.c", "mp.c"];
-  const c = all.filter((f) => f.endsWith(".c") && (variant === "fuzz" ? parserOnly.includes(f) : f !== "fuzz.c"));
+  const c = all.filter(
+    (f) => f.endsWith(".c") && (variant === "fuzz" ? parserOnly.includes(f) : f !== "fuzz.c"),
+  );
   return { c, h: all.filter((f) => f.endsWith(".h")) };
 }
 
@@ -111,13 +119,20 @@ async function compile(
   }
 }
 
-async function tool(program: string, args: string[], signal: AbortSignal | undefined): Promise<{ stdout: string }> {
+async function tool(
+  program: string,
+  args: string[],
+  signal: AbortSignal | undefined,
+): Promise<{ stdout: string }> {
   try {
     return await run(program, args, { cwd: sourceDir, maxBuffer: 16 << 20, ...(signal ? { signal } : {}) });
   } catch (error) {
-    if (signal?.aborted) throw new FlurryError("ABORTED", "The build of the guest agent was aborted", { cause: error });
+    if (signal?.aborted)
+      throw new FlurryError("ABORTED", "The build of the guest agent was aborted", { cause: error });
     const output = error instanceof Error && "stderr" in error ? String(error.stderr).trim() : String(error);
-    throw new FlurryError("INTERNAL", `Cannot build the guest agent with ${program}: ${output}`, { cause: error });
+    throw new FlurryError("INTERNAL", `Cannot build the guest agent with ${program}: ${output}`, {
+      cause: error,
+    });
   }
 }
 

@@ -1,0 +1,75 @@
+/**
+ * What both ends of the channel agree on. The text is PROTOCOL.md; the guest's copy is
+ * guest-agent/init/src/protocol.h, and a unit test compares the two by name.
+ */
+export const PROTOCOL_VERSION = 1;
+
+/** Name of the virtio-serial port. */
+export const PORT_NAME = "flurry.agent";
+
+/** Starts a session; its first byte cannot begin a frame. */
+export const MARKER = Uint8Array.of(0xff, 0x46, 0x4c, 0x55, 0x52, 0x52, 0x59, 0x0a);
+
+/** Sizes in bytes, counts in pieces. */
+export const limits = {
+  /** Largest payload of a frame, without its four bytes of length. */
+  FRAME_MAX: 65536,
+  /** Most bytes in one data message: with its head it fits one write of virtio_console. */
+  CHUNK_MAX: 32704,
+  /** Unacknowledged bytes of one stream on their way to the host. */
+  WINDOW_TO_HOST: 262144,
+  /** The same towards the guest. */
+  WINDOW_TO_GUEST: 131072,
+  /** Operations (programs and transfers) at once. */
+  OPS_MAX: 64,
+  /** Strings in argv, and in env. */
+  ARGS_MAX: 1024,
+  PATH_MAX: 4096,
+  /** Directory levels that a listing follows. */
+  DEPTH_MAX: 64,
+} as const;
+
+export const messageTypes = {
+  HELLO: 1,
+  PING: 2,
+  PONG: 3,
+  IDENTIFY: 4,
+  IDENTIFIED: 5,
+  QUIESCE: 6,
+  QUIESCED: 7,
+  SHUTDOWN: 8,
+  STOPPING: 9,
+  EXEC: 16,
+  STARTED: 17,
+  EXIT: 18,
+  KILL: 19,
+  PUT: 32,
+  GET: 33,
+  LIST: 34,
+  FILE: 35,
+  DATA: 48,
+  END: 49,
+  CREDIT: 50,
+  CANCEL: 51,
+  OK: 52,
+  ERROR: 53,
+} as const;
+
+/** Streams of one operation: towards the guest, and the two towards the host. */
+export const streams = { IN: 0, OUT: 1, ERR: 2 } as const;
+
+/** Codes of the guest's error messages. */
+export const remoteCodes = [
+  "SYS",
+  "BAD_MESSAGE",
+  "UNKNOWN_TYPE",
+  "FRAME_TOO_LARGE",
+  "BUSY",
+  "LIMIT",
+  "NO_SUCH_ID",
+  "ID_IN_USE",
+  "FLOW",
+] as const;
+
+export type RemoteCode = (typeof remoteCodes)[number];
+export type StreamNumber = (typeof streams)[keyof typeof streams];
