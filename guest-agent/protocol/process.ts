@@ -19,7 +19,7 @@ export interface ExecOptions extends WaitOptions {
 }
 
 /** How a program ended: its exit code, or the name of the signal that killed it. */
-export type ExitStatus = { code: number } | { signal: string };
+export type ExitStatus = { code: number; signal?: undefined } | { code?: undefined; signal: string };
 
 /** A program that runs in the guest, leader of a process group of its own. */
 export interface AgentProcess {

@@ -9,14 +9,13 @@ export interface RunOptions extends Omit<ExecOptions, "stdin"> {
 }
 
 /** How a program ended and what it wrote. */
-export interface RunResult {
-  status: ExitStatus;
+export type RunResult = ExitStatus & {
   /** Decoded as UTF-8. */
   stdout: string;
   stderr: string;
   /** Whether `maxBytes` cut one of them. */
   truncated: boolean;
-}
+};
 
 /** Runs a program to its end. A failing exit status is a result, not an error. */
 export async function runProcess(
@@ -33,7 +32,7 @@ export async function runProcess(
     child.stdin && input !== undefined ? feed(child.stdin, input) : undefined,
   ]);
   return {
-    status,
+    ...status,
     stdout: stdout.text,
     stderr: stderr.text,
     truncated: stdout.truncated || stderr.truncated,
