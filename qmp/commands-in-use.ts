@@ -42,4 +42,5 @@ export const eventsInUse: readonly string[] = [
   "RESET",
   "POWERDOWN",
   "GUEST_PANICKED",
+  "VSERPORT_CHANGE",
 ];

@@ -334,4 +334,8 @@ export interface QmpEvents {
       reason: "unknown" | "disabled-wait" | "extint-loop" | "pgmint-loop" | "opint-loop";
     };
   };
+  VSERPORT_CHANGE: {
+    id: string;
+    open: boolean;
+  };
 }

@@ -36,6 +36,8 @@ export function socketTransport(socket: Socket): QmpTransport {
       // QEMU never shuts down one direction only: its end of stream is its end.
       socket.on("end", tell);
       socket.on("close", tell);
+      // A listener may have paused it, so that the greeting waits for us.
+      socket.resume();
       if (socket.destroyed || socket.readableEnded) queueMicrotask(tell);
     },
     write(text) {
