@@ -42,15 +42,15 @@ export async function examine(signal?: AbortSignal): Promise<Finding[]> {
 }
 
 async function runtimes(signal?: AbortSignal): Promise<Finding[]> {
-  const bun =
-    process.versions.bun ?? (await outputOf(process.env.FLURRY_BUN ?? "bun", ["--version"], signal));
-  const deno = process.versions.deno ?? (await outputOf("deno", ["--version"], signal))?.split(" ")[1];
-  const node = await outputOf("node", ["--version"], signal);
+  // Looked up first: Deno would start itself in the place of a program called "node".
+  const version = async (program: string | undefined) =>
+    program === undefined ? undefined : await outputOf(program, ["--version"], signal);
+  const bun = process.versions.bun ?? (await version(process.env.FLURRY_BUN ?? findProbe("bun")));
+  const deno = process.versions.deno ?? (await version(findProbe("deno")))?.split(" ")[1];
+  const node = await version(findProbe("node"));
   const npm = findProbe("npm");
   return [
-    bun === undefined
-      ? { name: "bun", status: "missing", found: "not found", todo: "./flurry doctor (it installs Bun)" }
-      : { name: "bun", status: "ok", found: bun },
+    { name: "bun", status: "info", found: bun ?? "not found (./flurry installs it)" },
     {
       name: "deno",
       status: "info",

@@ -49,7 +49,7 @@ async function buildProgram(argv: readonly string[]): Promise<Command> {
   const program = new Command("flurry");
   program.description("Forks virtual machines: boot once, then start each task from a warm copy");
   program.version(await readVersion());
-  program.showHelpAfterError(false);
+  program.helpCommand("help [command]", "Show what a command does and its options");
   program.addHelpText("after", "\nStart with: flurry demo");
   const named = namedCommand(argv);
   for (const [name, summary] of Object.entries(commands)) {

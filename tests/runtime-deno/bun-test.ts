@@ -73,5 +73,4 @@ function formatName(name: string, values: readonly unknown[]): string {
 }
 
 export const test = withVariants(defineTest);
-export const it = test;
 export const describe = withVariants(defineSuite);
