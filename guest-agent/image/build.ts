@@ -1,0 +1,203 @@
+import { createHash } from "node:crypto";
+import { chmod, mkdir, readdir, readFile, stat, writeFile } from "node:fs/promises";
+import { join, resolve } from "node:path";
+import { codeOf, FlurryError } from "../../errors/errors.ts";
+import { buildAgent } from "../init/build.ts";
+import { debTime, PrivateApt } from "./apt.ts";
+import { type HostApt, readHostApt } from "./apt-sources.ts";
+import { packInitramfs, unpackKernel } from "./kernel.ts";
+import { acquireLock } from "./lock.ts";
+import { type LoadedRecipe, loadRecipe, type RecipeInput } from "./recipe.ts";
+import { checkRequirements } from "./requirements.ts";
+import { buildRootfs } from "./rootfs.ts";
+import { openScratch } from "./scratch.ts";
+import { claimName, findByKey, type Image, openStaging, publish } from "./store.ts";
+
+/** Raised whenever the same inputs give another image. */
+const builderVersion = 2;
+
+export type BuildStep = "agent" | "packages" | "kernel" | "rootfs" | "publish";
+
+export interface BuildProgress {
+  step: BuildStep;
+  /** How much of the step is done, 0 to 1. */
+  fraction?: number;
+  detail: string;
+}
+
+export interface BuildImageOptions {
+  /** Flurry's data directory; images go to `images`, fetched packages to `cache`. */
+  home: string;
+  /** Builds anew, with the newest packages, even if an image of the same recipe is there. */
+  rebuild?: boolean;
+  onProgress?: (progress: BuildProgress) => void;
+  signal?: AbortSignal;
+}
+
+/**
+ * Builds the image of a recipe (an object, a JSONC file, or the name of a built-in one), or finds
+ * the one that an earlier build of the same inputs made. A build that fails or is aborted leaves
+ * nothing behind. Builds of the same image at the same time wait for one another.
+ *
+ * @throws FlurryError RECIPE_INVALID, IMAGE_BUILD_FAILED, IMAGE_NOT_FOUND (no such recipe),
+ * REQUIREMENT_MISSING, NO_SPACE; ABORTED if the signal fired
+ */
+export async function buildImage(recipe: RecipeInput | string, options: BuildImageOptions): Promise<Image> {
+  const { signal } = options;
+  try {
+    return await buildOrFind(recipe, options);
+  } catch (error) {
+    if (signal?.aborted) throw new FlurryError("ABORTED", "The image build was aborted", { cause: error });
+    const code = codeOf(error);
+    if (code === "ENOSPC" || code === "EDQUOT") {
+      throw new FlurryError("NO_SPACE", `No space left to build the image: ${(error as Error).message}`, {
+        cause: error,
+        hint: "Free space, or set TMPDIR and FLURRY_HOME to directories that have some",
+      });
+    }
+    throw error;
+  }
+}
+
+async function buildOrFind(source: RecipeInput | string, options: BuildImageOptions): Promise<Image> {
+  const { signal, onProgress = () => undefined } = options;
+  const home = resolve(options.home);
+  const loaded = await loadRecipe(source);
+  const host = await readHostApt(signal);
+  onProgress({ step: "agent", detail: "Compiling the guest agent" });
+  const agent = await buildAgent({ cacheDir: join(home, "cache", "agent"), ...(signal && { signal }) });
+  const suite = loaded.recipe.suite ?? host.codename;
+  const key = await inputsKey(loaded, [agent.sha256, suite, host.arch]);
+
+  const hit = options.rebuild ? undefined : await findByKey(home, key);
+  if (hit !== undefined) return await current(home, hit);
+  await checkRequirements();
+  await mkdir(home, { recursive: true, mode: 0o755 });
+  await using _building = await acquireLock(join(home, "cache", "locks", key), signal);
+  // Another process may have built it while this one waited.
+  const made = options.rebuild ? undefined : await findByKey(home, key);
+  if (made !== undefined) return await current(home, made);
+  return await build({ home, loaded, host, agent, suite, key, onProgress, signal });
+}
+
+async function current(home: string, image: Image): Promise<Image> {
+  return image.isCurrent ? image : await claimName(home, image.name, image.hash);
+}
+
+interface Plan {
+  home: string;
+  loaded: LoadedRecipe;
+  host: HostApt;
+  agent: { path: string; sha256: string };
+  suite: string;
+  key: string;
+  onProgress: (progress: BuildProgress) => void;
+  signal: AbortSignal | undefined;
+}
+
+async function build(plan: Plan): Promise<Image> {
+  const { home, loaded, host, agent, suite, key, onProgress, signal } = plan;
+  const { recipe } = loaded;
+  await using scratch = await openScratch();
+  await using staging = await openStaging(home);
+  const { debs, kernelDebs, index } = await fetchPackages(plan);
+
+  onProgress({ step: "kernel", detail: "Unpacking the kernel and its modules" });
+  const kernel = await unpackKernel(kernelDebs, scratch.path, signal);
+  await writeFile(join(staging.path, "vmlinuz"), kernel.image);
+  await writeFile(join(staging.path, "initrd"), packInitramfs(await readFile(agent.path), kernel.modules));
+
+  const times = await Promise.all([...debs, ...kernelDebs].map((deb) => debTime(deb.path)));
+  const sourceDateEpoch = recipe.sourceDateEpoch ?? Math.max(...times);
+  const packages = await buildRootfs(
+    {
+      loaded,
+      debs,
+      index,
+      arch: host.arch,
+      scratch: scratch.path,
+      output: join(staging.path, "root.squashfs"),
+      epoch: sourceDateEpoch,
+      onProgress: (fraction, detail) => onProgress({ step: "rootfs", fraction, detail }),
+    },
+    signal,
+  );
+
+  onProgress({ step: "publish", detail: "Hashing the image" });
+  // An unprivileged QEMU must be able to read it, whatever this user's umask is.
+  await chmod(staging.path, 0o755);
+  for (const name of await readdir(staging.path)) await chmod(join(staging.path, name), 0o644);
+  signal?.throwIfAborted();
+  return await publish(home, staging.path, {
+    name: recipe.name,
+    ...(recipe.description !== undefined && { description: recipe.description }),
+    suite,
+    arch: host.arch,
+    builder: builderVersion,
+    key,
+    sourceDateEpoch,
+    agentSha256: agent.sha256,
+    kernel: { release: kernel.release, version: kernelDebs[0]?.version ?? "", format: kernel.format },
+    modules: kernel.modules.map((module) => module.name),
+    packages,
+    env: recipe.env,
+    recipe,
+  });
+}
+
+/** Packages, kernel and index; one process at a time, since builds share the package cache. */
+async function fetchPackages(plan: Plan) {
+  const { home, loaded, host, suite, onProgress, signal } = plan;
+  const cache = join(home, "cache");
+  await using _fetching = await acquireLock(join(cache, "locks", "apt"), signal);
+  onProgress({ step: "packages", detail: "Fetching Debian's package lists" });
+  const directory = join(cache, "apt", suite);
+  const apt = await PrivateApt.open({ directory, debs: join(cache, "debs"), host, suite }, signal);
+  const warning = await apt.update((detail) => onProgress({ step: "packages", detail }));
+  if (warning !== undefined) onProgress({ step: "packages", detail: warning });
+  const debs = await apt.fetch(loaded, (fraction, detail) =>
+    onProgress({ step: "packages", fraction, detail }),
+  );
+  onProgress({ step: "packages", detail: "Fetching the kernel" });
+  const kernelDebs = await apt.fetchKernel(loaded);
+  return { debs, kernelDebs, index: await apt.index(debs) };
+}
+
+/** Hash of the recipe, the contents of its files, and what else decides on the image. */
+async function inputsKey(loaded: LoadedRecipe, facts: string[]): Promise<string> {
+  const hash = createHash("sha256");
+  hash.update(JSON.stringify([builderVersion, ...facts, canonical(loaded.recipe)]));
+  for (const [index, file] of loaded.recipe.files.entries()) {
+    if (file.from === undefined) continue;
+    try {
+      await hashTree(hash, resolve(loaded.directory, file.from));
+    } catch (cause) {
+      throw loaded.fault(
+        ["files", index, "from"],
+        `Cannot read "${file.from}": ${(cause as Error).message}`,
+        { cause },
+      );
+    }
+  }
+  return hash.digest("hex").slice(0, 32);
+}
+
+async function hashTree(hash: ReturnType<typeof createHash>, path: string): Promise<void> {
+  const found = await stat(path);
+  if (!found.isDirectory()) {
+    const data = await readFile(path);
+    hash.update(`file ${found.mode & 0o777} ${data.byteLength}\n`).update(data);
+    return;
+  }
+  const names = (await readdir(path)).sort();
+  hash.update(`directory ${found.mode & 0o777} ${JSON.stringify(names)}\n`);
+  for (const name of names) await hashTree(hash, join(path, name));
+}
+
+/** The value with the keys of every object in order, so that their order in the file does not matter. */
+function canonical(value: unknown): unknown {
+  if (Array.isArray(value)) return value.map(canonical);
+  if (typeof value !== "object" || value === null) return value;
+  const entries = Object.entries(value).sort(([a], [b]) => (a < b ? -1 : 1));
+  return Object.fromEntries(entries.map(([key, item]) => [key, canonical(item)]));
+}
