@@ -2,6 +2,8 @@
 export interface CommandUse {
   /** The arguments in use; each must exist in every QEMU that is supported. */
   arguments: readonly string[];
+  /** Those among them that are always sent, since some supported QEMU requires them. */
+  always?: readonly string[];
   /** Called out of band. */
   oob?: true;
 }
@@ -23,8 +25,8 @@ export const commandsInUse: Readonly<Record<string, CommandUse>> = {
   system_powerdown: { arguments: [] },
   "xen-save-devices-state": { arguments: ["filename", "live"] },
   "migrate-set-capabilities": { arguments: ["capabilities"] },
-  "migrate-incoming": { arguments: ["uri"] },
-  migrate: { arguments: ["uri", "resume"] },
+  "migrate-incoming": { arguments: ["uri"], always: ["uri"] },
+  migrate: { arguments: ["uri", "resume"], always: ["uri"] },
   "query-migrate": { arguments: [] },
   "migrate-recover": { arguments: ["uri"], oob: true },
   "query-cpus-fast": { arguments: [] },

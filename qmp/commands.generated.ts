@@ -134,14 +134,14 @@ export interface QmpCommands {
   };
   "migrate-incoming": {
     arguments: {
-      uri?: string;
+      uri: string;
     };
     returns: Record<string, never>;
     oob: false;
   };
   migrate: {
     arguments: {
-      uri?: string;
+      uri: string;
       resume?: boolean;
     };
     returns: Record<string, never>;

@@ -22,7 +22,7 @@ export function compatibilityProblems(
       problems.push(`QEMU ${installed.version} lacks command "${name}"`);
     } else {
       if (use.oob === true && !theirs.oob) problems.push(`"${name}" cannot run out of band`);
-      problems.push(...argumentProblems(name, use.arguments, ours.arguments, theirs.arguments));
+      problems.push(...argumentProblems(name, use, ours.arguments, theirs.arguments));
       problems.push(...answerProblems(name, ours.returns, theirs.returns));
     }
   }
@@ -36,21 +36,22 @@ export function compatibilityProblems(
 
 function argumentProblems(
   command: string,
-  inUse: readonly string[],
+  use: CommandUse,
   ours: ObjectShape,
   theirs: ObjectShape,
 ): string[] {
   const problems: string[] = [];
   for (const [name, member] of Object.entries(theirs.members)) {
-    if (!member.optional && !inUse.includes(name)) problems.push(`"${command}" requires "${name}"`);
+    if (!member.optional && !use.arguments.includes(name)) problems.push(`"${command}" requires "${name}"`);
   }
-  for (const name of inUse) {
+  for (const name of use.arguments) {
     const mine = ours.members[name];
     const other = theirs.members[name];
     const path = `${command}.${name}`;
     if (mine === undefined) problems.push(`The types lack argument "${path}"`);
     else if (other === undefined) problems.push(`QEMU takes no argument "${path}"`);
-    else if (mine.optional && !other.optional) problems.push(`"${path}" is required`);
+    else if (mine.optional && !other.optional && !use.always?.includes(name))
+      problems.push(`"${path}" is required`);
     else problems.push(...acceptProblems(path, mine.shape, other.shape));
   }
   return problems;

@@ -5,9 +5,11 @@ import type { ObjectShape, SchemaInUse, Shape } from "./schema.ts";
 export function renderTypes(schema: SchemaInUse, uses: Readonly<Record<string, CommandUse>>): string {
   const commands = Object.entries(schema.commands).map(([name, command]) => {
     const use = uses[name];
-    const inUse = Object.entries(command.arguments.members).filter(([argument]) =>
-      use?.arguments.includes(argument),
-    );
+    const inUse = Object.entries(command.arguments.members)
+      .filter(([argument]) => use?.arguments.includes(argument))
+      .map(([argument, { optional, shape }]) => {
+        return [argument, { optional: optional && !use?.always?.includes(argument), shape }] as const;
+      });
     const args: ObjectShape = { kind: "object", members: Object.fromEntries(inUse) };
     return [
       `  ${key(name)}: {`,

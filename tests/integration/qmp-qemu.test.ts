@@ -15,7 +15,7 @@ function caught(promise: Promise<unknown>): Promise<QmpError> {
 }
 
 describe("QmpClient with a real QEMU", () => {
-  test("connect() takes the socket that QEMU opened, paused or not", async () => {
+  test("connect() takes the paused socket that QEMU opened", async () => {
     await using qemu = await BareQemu.start(NO_MACHINE);
     await using client = await QmpClient.connect(qemu.socket, { stderr: () => qemu.stderr() });
     expect(client.greeting.version.qemu).toEqual((await client.execute("query-version")).qemu);

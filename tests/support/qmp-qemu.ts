@@ -47,7 +47,14 @@ export class BareQemu implements AsyncDisposable {
     qemu.stderr?.on("data", (chunk) => {
       text += String(chunk);
     });
-    const [socket] = (await once(server, "connection")) as [Socket];
+    const [socket] = await Promise.race([
+      once(server, "connection") as Promise<[Socket]>,
+      once(qemu, "exit").then(() => {
+        server.close();
+        rmSync(directory, { recursive: true, force: true });
+        throw new Error(`QEMU ended before it connected: ${text}`);
+      }),
+    ]);
     server.close();
     return new BareQemu(qemu, directory, socket, () => text);
   }
