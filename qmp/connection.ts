@@ -43,8 +43,8 @@ export class QmpConnection {
   readonly #ready = Promise.withResolvers<void>();
   #greeting: QmpGreeting | undefined;
   // Starts at a random place, since a monitor whose socket QEMU serves may still answer what its
-  // former client asked.
-  #lastId = crypto.getRandomValues(new Uint32Array(1))[0]! * 2 ** 20;
+  // former client asked. All ids have the same number of digits.
+  #lastId = 2 ** 51 + (crypto.getRandomValues(new Uint32Array(1))[0]! >>> 1) * 2 ** 20;
   #holding = false;
   #loss: Loss | undefined;
 
