@@ -22,6 +22,22 @@ export const packageMark = "flurry-package:";
  * theirs, so nothing in a recipe can break out into the host's side of the build.
  */
 
+/**
+ * Before anything is unpacked: the links of a merged /usr, which bookworm's essential packages need
+ * and expect others to make. (Later releases have the same links in base-files.)
+ */
+const setupHook = `#!/bin/sh
+set -eu
+root=$1 here=\${0%/*}
+for deb in "$here"/../repository/usr-is-merged_*.deb; do
+  [ -f "$deb" ] || continue
+  for name in bin sbin lib lib64; do
+    mkdir -p "$root/usr/$name"
+    ln -s "usr/$name" "$root/$name"
+  done
+done
+`;
+
 /** After mmdebstrap unpacked the essential packages, before dpkg installs them properly. */
 const extractHook = `#!/bin/sh
 set -eu
@@ -86,8 +102,14 @@ export async function writeHooks(
 ): Promise<void> {
   const { recipe } = loaded;
   await mkdir(join(directory, "commands"), { recursive: true });
-  const scripts = { "extract.sh": extractHook, "customize.sh": customizeHook, "settle.sh": settleScript };
-  for (const [name, text] of Object.entries({ ...scripts, "clean.sh": cleanScript })) {
+  const scripts = {
+    "setup.sh": setupHook,
+    "extract.sh": extractHook,
+    "customize.sh": customizeHook,
+    "settle.sh": settleScript,
+    "clean.sh": cleanScript,
+  };
+  for (const [name, text] of Object.entries(scripts)) {
     await writeFile(join(directory, name), text);
     await chmod(join(directory, name), 0o755);
   }
@@ -105,9 +127,17 @@ function dpkgConfig(recipe: Recipe): string {
     // The chroot is thrown away if the machine stops in mid-build.
     "force-unsafe-io",
     ...dropped.map((path) => `path-exclude=${path}/*`),
-    ...recipe.keep.flatMap((path) => [`path-include=${path}`, `path-include=${path}/*`]),
+    ...recipe.keep.flatMap((path) =>
+      [...parents(path), path, `${path}/*`].map((kept) => `path-include=${kept}`),
+    ),
   ];
   return `${lines.join("\n")}\n`;
+}
+
+/** The directories above a path: dpkg does not make what is excluded, even if something below is kept. */
+function parents(path: string): string[] {
+  const names = path.split("/").slice(1, -1);
+  return names.map((_name, index) => `/${names.slice(0, index + 1).join("/")}`);
 }
 
 function exports(recipe: Recipe): string {

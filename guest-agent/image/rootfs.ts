@@ -72,6 +72,7 @@ export async function buildRootfs(
       ...["mmdebstrap", "--verbose", "--mode=unshare", "--variant=essential", "--format=tar"],
       ...[`--architectures=${options.arch}`, "--skip=cleanup/apt"],
       ...(wanted.length === 0 ? [] : [`--include=${wanted.join(",")}`]),
+      `--setup-hook=${join(hooks, "setup.sh")}`,
       ...[`--extract-hook=${join(hooks, "extract.sh")}`, `--customize-hook=${join(hooks, "customize.sh")}`],
       // No suite: the essential packages are those of the repository, whatever its name.
       ...["", "-", `deb [trusted=yes] copy://${repository} ./`],
