@@ -7,8 +7,12 @@ export const PROTOCOL_VERSION = 1;
 /** Name of the virtio-serial port. */
 export const PORT_NAME = "flurry.agent";
 
-/** Starts a session; its first byte cannot begin a frame. */
-export const MARKER = Uint8Array.of(0xff, 0x46, 0x4c, 0x55, 0x52, 0x52, 0x59, 0x0a);
+/**
+ * Starts a session, wherever it stands: no frame to the guest has these bytes in it. 0xff and 0xc1
+ * occur neither in UTF-8 nor as MessagePack tags, lengths are below 2^17, and data is cut inside of
+ * them.
+ */
+export const MARKER = Uint8Array.of(0xff, 0xc1, 0xc1, 0xc1, 0x46, 0x4c, 0x52, 0x0a);
 
 /** Sizes in bytes, counts in pieces. */
 export const limits = {

@@ -1,4 +1,5 @@
-import { limits } from "./constants.ts";
+import { Buffer } from "node:buffer";
+import { limits, MARKER } from "./constants.ts";
 import { AgentError } from "./errors.ts";
 
 /** Chunks up to this size are joined while they wait: a guest that sends single bytes costs no more. */
@@ -139,9 +140,9 @@ export class OutboundStream {
         continue;
       }
       const size = Math.min(bytes.length - at, this.#credit, limits.CHUNK_MAX);
-      this.#credit -= size;
-      const chunk = bytes.subarray(at, at + size);
-      at += size;
+      const chunk = withoutMarker(bytes.subarray(at, at + size));
+      this.#credit -= chunk.length;
+      at += chunk.length;
       await this.#hooks.data(chunk);
     }
   }
@@ -175,4 +176,17 @@ export class OutboundStream {
     this.#wake?.();
     this.#wake = undefined;
   }
+}
+
+/**
+ * As much of `chunk` as may go into one frame: it ends inside the first marker, whose rest goes into
+ * the next frame. So a marker in the stream is always the start of a session, never a file's content.
+ */
+function withoutMarker(chunk: Uint8Array): Uint8Array {
+  const bytes = Buffer.from(chunk.buffer, chunk.byteOffset, chunk.byteLength);
+  const at = bytes.indexOf(MARKER);
+  const cut = at < 0 ? bytes.length : at + MARKER.length / 2;
+  // The chunk stands behind its length, whose last byte could be the marker's first one.
+  const completed = cut % 256 === MARKER[0] && bytes.indexOf(MARKER.subarray(1)) === 0;
+  return chunk.subarray(0, completed ? cut - 1 : cut);
 }

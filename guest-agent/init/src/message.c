@@ -2,46 +2,54 @@
 
 #include <string.h>
 
-void rx_reset(struct rx *rx) { rx->start = rx->fill = 0; rx->lost = false; }
+void rx_reset(struct rx *rx) { rx->start = rx->fill = rx->scanned = 0; rx->lost = false; }
 
 uint8_t *rx_room(struct rx *rx, size_t *room) {
-  if (rx->start > 0) {
-    memmove(rx->buf, rx->buf + rx->start, rx->fill - rx->start);
-    rx->fill -= rx->start;
-    rx->start = 0;
+  size_t base = rx->start < rx->scanned ? rx->start : rx->scanned;
+  if (base > 0) {
+    memmove(rx->buf, rx->buf + base, rx->fill - base);
+    rx->fill -= base;
+    rx->scanned -= base;
+    rx->start -= base;
   }
   *room = sizeof rx->buf - rx->fill;
   return rx->buf + rx->fill;
 }
 
-/* Drops bytes up to the next marker, keeping a tail that may be the first part of one. */
-static enum rx_event find_marker(struct rx *rx) {
-  while (rx->start < rx->fill) {
-    size_t have = rx->fill - rx->start;
-    size_t n = have < FL_MARKER_SIZE ? have : FL_MARKER_SIZE;
-    if (memcmp(rx->buf + rx->start, FL_MARKER, n) == 0) {
-      if (n < FL_MARKER_SIZE) return RX_NEED_MORE;
-      rx->start += FL_MARKER_SIZE;
-      rx->lost = false;
-      return RX_MARKER;
+/* Looks through what is new, once. `scanned` ends where a marker may have begun. */
+static bool find_marker(struct rx *rx) {
+  size_t at = rx->scanned;
+  for (;;) {
+    const uint8_t *p = at < rx->fill ? memchr(rx->buf + at, 0xff, rx->fill - at) : NULL;
+    if (p == NULL) {
+      rx->scanned = rx->fill;
+      return false;
     }
-    rx->start++;
+    at = (size_t)(p - rx->buf);
+    size_t have = rx->fill - at, n = have < FL_MARKER_SIZE ? have : FL_MARKER_SIZE;
+    if (memcmp(p, FL_MARKER, n) == 0) {
+      rx->scanned = at;
+      if (n < FL_MARKER_SIZE) return false;
+      rx->start = rx->scanned = at + FL_MARKER_SIZE;
+      rx->lost = false;
+      return true;
+    }
+    at++;
   }
-  rx->start = rx->fill = 0;
-  return RX_NEED_MORE;
 }
 
 enum rx_event rx_next(struct rx *rx, const uint8_t **payload, uint32_t *len) {
-  if (rx->lost) return find_marker(rx);
-  const uint8_t *p = rx->buf + rx->start;
+  if (rx->scanned < rx->fill && find_marker(rx)) return RX_MARKER;
+  if (rx->lost) rx->start = rx->scanned;
   size_t have = rx->fill - rx->start;
-  if (have == 0) {
-    rx->start = rx->fill = 0; /* the next read lands on the same page again */
+  if (have == 0 && rx->scanned == rx->fill) {
+    rx->start = rx->fill = rx->scanned = 0; /* the next read lands on the same page again */
     return RX_NEED_MORE;
   }
-  size_t n = have < FL_MARKER_SIZE ? have : FL_MARKER_SIZE;
-  if (p[0] == 0xff && memcmp(p, FL_MARKER, n) == 0) return find_marker(rx);
-  if (have < 4) return RX_NEED_MORE;
+  /* What may be a marker is not taken for a length; the next byte tells. */
+  bool maybe_marker = rx->scanned < rx->fill && rx->scanned <= rx->start;
+  if (rx->lost || have < 4 || maybe_marker) return RX_NEED_MORE;
+  const uint8_t *p = rx->buf + rx->start;
   uint32_t size = (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | p[3];
   if (size > FL_FRAME_MAX) {
     rx->lost = true;

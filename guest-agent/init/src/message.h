@@ -9,6 +9,7 @@
 struct rx {
   size_t start; /* first byte not yet taken */
   size_t fill;  /* end of what was read */
+  size_t scanned; /* no marker begins before here, but for its last bytes */
   bool lost;    /* framing is gone: everything up to the next marker is dropped */
   uint8_t buf[4 + FL_FRAME_MAX];
 };
@@ -18,7 +19,8 @@ enum rx_event { RX_NEED_MORE, RX_FRAME, RX_MARKER, RX_TOO_LARGE };
 void rx_reset(struct rx *rx);
 /* Where to read into and how much; moves what is left to the front of the buffer first. */
 uint8_t *rx_room(struct rx *rx, size_t *room);
-/* Takes the next frame or marker. The payload stays valid until rx_room or rx_reset. */
+/* Takes the next frame or marker; a marker beats whatever stands before it, also half a frame of a
+ * host that vanished so quickly that its hang-up was not seen. The payload stays valid until rx_room or rx_reset. */
 enum rx_event rx_next(struct rx *rx, const uint8_t **payload, uint32_t *len);
 
 /* One decoded message; every view points into the frame. */

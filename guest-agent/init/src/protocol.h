@@ -7,8 +7,9 @@
 #define FL_AGENT_VERSION "0.1.0"
 #define FL_PORT_NAME "flurry.agent"
 
-/* Starts a session: its first byte cannot begin a frame, whose length is at most FL_FRAME_MAX. */
-#define FL_MARKER "\xff" "FLURRY\n"
+/* Starts a session, wherever it stands: no frame has these bytes in it. 0xff and 0xc1 occur neither in
+ * UTF-8 nor as MessagePack tags, lengths are below 2^17, and the host cuts data inside of them. */
+#define FL_MARKER "\xff\xc1\xc1\xc1" "FLR\n"
 #define FL_MARKER_SIZE 8
 
 #define FL_FRAME_MAX 65536
