@@ -16,7 +16,7 @@ const rooms = {
   memserver: ["errors", "qmp"],
   "runtime/vm": ["errors", "qmp"],
   "runtime/fork": ["errors", "qmp", "memserver", "guest-agent/protocol", "runtime/vm"],
-  "runtime/jobs": ["errors", "runtime/fork"],
+  "runtime/jobs": ["errors", "guest-agent/protocol", "runtime/vm", "runtime/fork"],
   "runtime/workers": ["errors", "guest-agent", "runtime/fork", "runtime/jobs"],
   "runtime/store": ["errors", "runtime/jobs"],
   "runtime/gateway": ["errors", "runtime/workers", "runtime/jobs", "runtime/store"],
@@ -86,6 +86,10 @@ module.exports = {
     tsPreCompilationDeps: true,
     tsConfig: { fileName: "tsconfig.json" },
     doNotFollow: { path: "node_modules" },
-    enhancedResolveOptions: { extensions: [".ts", ".js", ".mjs", ".cjs", ".json"] },
+    enhancedResolveOptions: {
+      extensions: [".ts", ".js", ".mjs", ".cjs", ".json"],
+      exportsFields: ["exports"],
+      conditionNames: ["import", "node", "default"],
+    },
   },
 };

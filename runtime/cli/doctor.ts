@@ -1,4 +1,5 @@
 import { Command } from "commander";
+import { isRoot } from "../home.ts";
 import { examine, type Finding } from "./doctor-checks.ts";
 import { Output } from "./output.ts";
 import { cliSignal } from "./signal.ts";
@@ -17,9 +18,16 @@ export function doctorCommand(): Command {
         .filter((finding) => finding.status === "missing")
         .map((finding) => finding.name);
       output.emit({ event: "summary", ready: missing.length === 0, missing });
-      output.print(missing.length === 0 ? "\nReady: ./flurry demo" : `\nMissing: ${missing.join(", ")}`);
+      output.print(`\n${missing.length === 0 ? "Ready: ./flurry demo" : adviceFor(missing)}`);
       if (missing.length > 0) process.exitCode = 3;
     });
+}
+
+function adviceFor(missing: readonly string[]): string {
+  const advice = isRoot()
+    ? "./flurry demo installs Debian's packages"
+    : "./flurry demo prints one command for all";
+  return `Missing: ${missing.join(", ")}\n${advice}`;
 }
 
 const marks = { ok: "✓", missing: "✗", degraded: "!", info: "·" } as const;

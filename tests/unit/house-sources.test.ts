@@ -102,7 +102,10 @@ function listTracked(): string[] {
 }
 
 function gitOutput(args: string[]): string {
-  const { status, stdout, stderr } = spawnSync("git", args, { cwd: root, encoding: "utf8" });
+  const { status, stdout, stderr } = spawnSync("git", ["-c", "safe.directory=*", ...args], {
+    cwd: root,
+    encoding: "utf8",
+  });
   if (status !== 0) throw new Error(`Cannot list the project's files: ${stderr}`);
   return stdout;
 }
