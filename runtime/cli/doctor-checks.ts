@@ -6,6 +6,7 @@ import { promisify } from "node:util";
 import { codeOf, describeError } from "../../errors/errors.ts";
 import { flurryHome, flurryShm, isRoot } from "../home.ts";
 import { findProbe, type Requirement, readRequirements } from "../requirements.ts";
+import { readVerdict } from "../vm/accelerator.ts";
 import { findVmUser, VM_USER } from "../vm/confine.ts";
 import { findQemu } from "../vm/qemu-binary.ts";
 import { formatBytes } from "./format.ts";
@@ -31,7 +32,7 @@ export async function examine(signal?: AbortSignal): Promise<Finding[]> {
     runtimes(signal),
     qemu(signal),
     debianPackages(signal),
-    kvm(),
+    acceleration(),
     memory(),
     sharedMemory(),
     disk(),
@@ -122,16 +123,30 @@ function packageFinding(requirement: Requirement, version: string | undefined): 
   return { name, status: "missing", found: `not found: ${purpose}`, todo };
 }
 
-/** Says whether the device opens. Whether a guest really runs under it shows only when one is booted. */
-async function kvm(): Promise<Finding[]> {
+/** Whether the device opens, and the verdict of the last guest that was booted to try it. */
+async function acceleration(): Promise<Finding[]> {
+  const findings = [await kvmDevice()];
+  try {
+    const verdict = await readVerdict(flurryHome());
+    if (verdict !== undefined) {
+      const found = `${verdict.accel}, found earlier: ${verdict.reason}`;
+      findings.push({ name: "accelerator", status: "info", found });
+    }
+  } catch (error) {
+    findings.push({ name: "accelerator", status: "info", found: describeError(error).message });
+  }
+  return findings;
+}
+
+async function kvmDevice(): Promise<Finding> {
   const name = "kvm";
   try {
     await promisify(close)(await promisify(open)("/dev/kvm", "r+"));
-    return [{ name, status: "info", found: "/dev/kvm opens; a guest is booted under it before it is used" }];
+    return { name, status: "info", found: "/dev/kvm opens; a guest is booted under it before it is used" };
   } catch (error) {
     const found = `/dev/kvm does not open (${codeOf(error) ?? "unknown"}): VMs run under TCG, which is slower`;
-    const todo = codeOf(error) === "EACCES" ? `sudo usermod -aG kvm ${userInfo().username}` : undefined;
-    return [{ name, status: "info", found, ...(todo === undefined ? {} : { todo }) }];
+    if (codeOf(error) !== "EACCES") return { name, status: "info", found };
+    return { name, status: "info", found, todo: `sudo usermod -aG kvm ${userInfo().username}` };
   }
 }
 
