@@ -45,6 +45,8 @@ export class Connection {
     socket.on("end", () => this.#lose("the other side closed it"));
     socket.on("close", () => this.#lose("the socket was closed"));
     if (socket.destroyed) this.#lose("the socket was closed");
+    // A socket that was accepted paused stays so, whoever listens.
+    socket.resume();
   }
 
   /** Ids with somebody waiting. */
