@@ -16,6 +16,8 @@ interface Link {
   write(data: string | Uint8Array): void;
   /** Ends the connection the way a dead QEMU does. */
   drop(error?: Error): void;
+  /** Ends the stream in an orderly way. */
+  end(): void;
 }
 
 /**
@@ -56,6 +58,7 @@ export class ScriptedQmpPeer implements Disposable {
         if (!over) sink?.data(typeof data === "string" ? Buffer.from(data) : data);
       },
       drop: end,
+      end: () => end(undefined),
     });
     const transport: QmpTransport = {
       start: (to) => {
@@ -74,16 +77,21 @@ export class ScriptedQmpPeer implements Disposable {
 
   /** Connects to a listener, as QEMU does to the path of `-qmp unix:PATH`. */
   static async dial(path: string): Promise<ScriptedQmpPeer> {
-    const socket = createConnection({ path });
+    const socket = createConnection({ path, allowHalfOpen: true });
     await once(socket, "connect");
     const peer = new ScriptedQmpPeer({
       write: (data) => void socket.write(data),
       drop: () => void socket.destroy(),
+      end: () => void socket.end(),
     });
     socket.setEncoding("utf8");
     socket.on("data", (text) => peer.#receive(String(text)));
     // Writing to a client that is gone is what some scripts do on purpose.
     socket.on("error", () => peer.#lost());
+    socket.on("end", () => {
+      peer.#lost();
+      socket.end();
+    });
     socket.on("close", () => peer.#lost());
     return peer;
   }
@@ -139,6 +147,11 @@ export class ScriptedQmpPeer implements Disposable {
   /** Goes away without a word, as a killed QEMU does. */
   drop(error?: Error): void {
     this.#link.drop(error);
+  }
+
+  /** Says that nothing follows, but keeps listening. */
+  end(): void {
+    this.#link.end();
   }
 
   [Symbol.dispose](): void {

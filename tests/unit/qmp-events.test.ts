@@ -1,7 +1,10 @@
 import { describe, expect, test } from "bun:test";
 import { spawnSync } from "node:child_process";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import process from "node:process";
 import { setImmediate as nextTurn } from "node:timers/promises";
-import { fileURLToPath } from "node:url";
 import { QmpClient, type QmpError } from "../../qmp/mod.ts";
 import { ScriptedQmpPeer } from "../support/scripted-qmp-peer.ts";
 
@@ -17,18 +20,32 @@ async function connected() {
 
 /** Runs a program of its own, where an unhandled rejection ends the process, and returns its output. */
 function runAlone(body: string): { status: number | null; stdout: string; stderr: string } {
+  const urlOf = (path: string): string => JSON.stringify(new URL(path, import.meta.url).href);
   const program = `
-    import { QmpClient } from ${JSON.stringify(fileURLToPath(new URL("../../qmp/mod.ts", import.meta.url)))};
-    import { ScriptedQmpPeer } from ${JSON.stringify(fileURLToPath(new URL("../support/scripted-qmp-peer.ts", import.meta.url)))};
+    import process from "node:process";
+    import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import process from "node:process";
+import { setImmediate as nextTurn } from "node:timers/promises";
+    import { QmpClient } from ${urlOf("../../qmp/mod.ts")};
+    import { ScriptedQmpPeer } from ${urlOf("../support/scripted-qmp-peer.ts")};
     const { peer, transport } = ScriptedQmpPeer.inMemory();
     const connecting = QmpClient.over(transport);
     await peer.handshake();
     const client = await connecting;
-    const turn = () => new Promise((resolve) => setImmediate(resolve));
-    await turn();
+    await nextTurn();
     ${body}
   `;
-  return spawnSync(process.execPath, ["-e", program], { encoding: "utf8" });
+  const directory = mkdtempSync(join(tmpdir(), "flurry-qmp-"));
+  try {
+    const file = join(directory, "alone.ts");
+    writeFileSync(file, program);
+    const flags = "deno" in process.versions ? ["-A", "--no-check", "--quiet"] : [];
+    return spawnSync(process.execPath, ["run", ...flags, file], { encoding: "utf8" });
+  } finally {
+    rmSync(directory, { recursive: true, force: true });
+  }
 }
 
 describe("expect()", () => {
@@ -120,7 +137,7 @@ describe("expect()", () => {
       peer.drop();
       await client.closed;
       client.expect("RESUME");
-      await turn();
+      await nextTurn();
       console.log("survived");
     `);
     expect(run).toMatchObject({ status: 0, stdout: "survived\n", stderr: "" });
@@ -166,7 +183,7 @@ describe("on()", () => {
       peer.event("STOP");
       peer.reply(id);
       console.log(JSON.stringify(await done));
-      await turn();
+      await nextTurn();
     `);
     expect(run.stdout.split("\n").sort()).toEqual([
       "",
@@ -237,6 +254,14 @@ describe("events()", () => {
       peer.event("STOP");
       expect((await disposed.next()).done).toBe(false);
     }
+    // Ended by a handler of the very event that would be its next.
+    const readers: AsyncIterator<unknown>[] = [];
+    using _ender = client.on("STOP", () => {
+      for (const reader of readers) void reader.return?.();
+    });
+    readers.push(client.events("STOP"));
+    peer.event("STOP");
+    expect(await readers[0]?.next()).toEqual({ value: undefined, done: true });
     const controller = new AbortController();
     const aborted = client.events("STOP", { signal: controller.signal });
     const next = aborted.next();

@@ -8,10 +8,10 @@ import { QmpClient, type QmpError } from "../../qmp/mod.ts";
 import { ScriptedQmpPeer } from "../support/scripted-qmp-peer.ts";
 
 /** A scripted peer that connected to a listener of ours, and our end of the connection. */
-async function socketPair(pauseOnConnect: boolean) {
+async function socketPair(pauseOnConnect: boolean, allowHalfOpen = false) {
   const directory = mkdtempSync(join(tmpdir(), "flurry-qmp-"));
   const path = join(directory, "qmp");
-  const server = createServer({ pauseOnConnect });
+  const server = createServer({ pauseOnConnect, allowHalfOpen });
   await once(server.listen(path), "listening");
   const accepted = once(server, "connection") as Promise<[Socket]>;
   const peer = await ScriptedQmpPeer.dial(path);
@@ -72,10 +72,22 @@ describe("QmpClient.connect()", () => {
     expect(await codeOf(QmpClient.connect(gone.socket, { timeoutMs: Infinity }))).toBe("QMP_CLOSED");
   });
 
+  test("takes the peer's end of stream as its end, also where the socket would stay half open", async () => {
+    const { peer, socket } = await socketPair(false, true);
+    using _peer = peer;
+    const connecting = QmpClient.connect(socket, { timeoutMs: Infinity });
+    await peer.handshake();
+    const client = await connecting;
+    peer.end();
+    expect((await client.closed).code).toBe("QMP_CLOSED");
+  });
+
   test("rejects for a socket that is already destroyed", async () => {
     const { peer, socket } = await socketPair(false);
     using _peer = peer;
+    const closed = once(socket, "close");
     socket.destroy();
+    await closed;
     expect(await codeOf(QmpClient.connect(socket, { timeoutMs: Infinity }))).toBe("QMP_CLOSED");
   });
 
