@@ -22,7 +22,6 @@ async function connected() {
 function runAlone(body: string): { status: number | null; stdout: string; stderr: string } {
   const urlOf = (path: string): string => JSON.stringify(new URL(path, import.meta.url).href);
   const program = `
-    import process from "node:process";
     import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
