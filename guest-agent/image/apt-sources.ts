@@ -33,9 +33,7 @@ const fields = ["REPO_URI", "ORIGIN", "RELEASE", "COMPONENT", "SOURCESENTRY", "A
  * @throws FlurryError REQUIREMENT_MISSING if the host is no Debian or has no Debian source
  */
 export async function readHostApt(signal?: AbortSignal): Promise<HostApt> {
-  const codename = /^VERSION_CODENAME="?([a-z]+)"?$/m.exec(await readFile("/etc/os-release", "utf8"))?.[1];
-  if (codename === undefined) throw noDebian("/etc/os-release has no VERSION_CODENAME");
-  const arch = (await runOrFail("dpkg", ["--print-architecture"], { signal })).trim();
+  const { codename, arch } = await readHostRelease();
   const listing = await runOrFail(
     "apt-get",
     ["indextargets", "--format", fields.map((field) => `$(${field})`).join("\t"), "Identifier: Packages"],
@@ -52,6 +50,18 @@ export async function readHostApt(signal?: AbortSignal): Promise<HostApt> {
   if (!sources.some((source) => source.release === codename))
     throw noDebian(`it has no source for ${codename}`);
   return { codename, arch, sources, acquire: await readAcquireSettings(signal) };
+}
+
+/**
+ * Code name and architecture (in Debian's words) of the host.
+ *
+ * @throws FlurryError REQUIREMENT_MISSING if the host is no Debian
+ */
+export async function readHostRelease(): Promise<{ codename: string; arch: string }> {
+  const release = await readFile("/etc/os-release", "utf8");
+  const codename = /^VERSION_CODENAME="?([a-z]+)"?$/m.exec(release)?.[1];
+  if (codename === undefined) throw noDebian("/etc/os-release has no VERSION_CODENAME");
+  return { codename, arch: process.arch === "x64" ? "amd64" : process.arch };
 }
 
 /** Whether a fetched release says that it is Debian's. */

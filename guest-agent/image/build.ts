@@ -4,7 +4,7 @@ import { join, resolve } from "node:path";
 import { codeOf, FlurryError } from "../../errors/errors.ts";
 import { buildAgent } from "../init/build.ts";
 import { debTime, PrivateApt } from "./apt.ts";
-import { type HostApt, readHostApt } from "./apt-sources.ts";
+import { readHostApt, readHostRelease } from "./apt-sources.ts";
 import { packInitramfs, unpackKernel } from "./kernel.ts";
 import { acquireLock } from "./lock.ts";
 import { type LoadedRecipe, loadRecipe, type RecipeInput } from "./recipe.ts";
@@ -23,6 +23,8 @@ export interface BuildProgress {
   /** How much of the step is done, 0 to 1. */
   fraction?: number;
   detail: string;
+  /** Set if `detail` says what the user should know although the build goes on. */
+  isWarning?: boolean;
 }
 
 export interface BuildImageOptions {
@@ -63,7 +65,7 @@ async function buildOrFind(source: RecipeInput | string, options: BuildImageOpti
   const { signal, onProgress = () => undefined } = options;
   const home = resolve(options.home);
   const loaded = await loadRecipe(source);
-  const host = await readHostApt(signal);
+  const host = await readHostRelease();
   onProgress({ step: "agent", detail: "Compiling the guest agent" });
   const agent = await buildAgent({ cacheDir: join(home, "cache", "agent"), ...(signal && { signal }) });
   const suite = loaded.recipe.suite ?? host.codename;
@@ -77,7 +79,7 @@ async function buildOrFind(source: RecipeInput | string, options: BuildImageOpti
   // Another process may have built it while this one waited.
   const made = options.rebuild ? undefined : await findByKey(home, key);
   if (made !== undefined) return await current(home, made);
-  return await build({ home, loaded, host, agent, suite, key, onProgress, signal });
+  return await build({ home, loaded, arch: host.arch, agent, suite, key, onProgress, signal });
 }
 
 async function current(home: string, image: Image): Promise<Image> {
@@ -87,7 +89,7 @@ async function current(home: string, image: Image): Promise<Image> {
 interface Plan {
   home: string;
   loaded: LoadedRecipe;
-  host: HostApt;
+  arch: string;
   agent: { path: string; sha256: string };
   suite: string;
   key: string;
@@ -96,7 +98,7 @@ interface Plan {
 }
 
 async function build(plan: Plan): Promise<Image> {
-  const { home, loaded, host, agent, suite, key, onProgress, signal } = plan;
+  const { home, loaded, arch, agent, suite, key, onProgress, signal } = plan;
   const { recipe } = loaded;
   await using scratch = await openScratch();
   await using staging = await openStaging(home);
@@ -114,7 +116,7 @@ async function build(plan: Plan): Promise<Image> {
       loaded,
       debs,
       index,
-      arch: host.arch,
+      arch,
       scratch: scratch.path,
       output: join(staging.path, "root.squashfs"),
       epoch: sourceDateEpoch,
@@ -132,7 +134,7 @@ async function build(plan: Plan): Promise<Image> {
     name: recipe.name,
     ...(recipe.description !== undefined && { description: recipe.description }),
     suite,
-    arch: host.arch,
+    arch,
     builder: builderVersion,
     key,
     sourceDateEpoch,
@@ -147,14 +149,15 @@ async function build(plan: Plan): Promise<Image> {
 
 /** Packages, kernel and index; one process at a time, since builds share the package cache. */
 async function fetchPackages(plan: Plan) {
-  const { home, loaded, host, suite, onProgress, signal } = plan;
+  const { home, loaded, suite, onProgress, signal } = plan;
   const cache = join(home, "cache");
   await using _fetching = await acquireLock(join(cache, "locks", "apt"), signal);
   onProgress({ step: "packages", detail: "Fetching Debian's package lists" });
   const directory = join(cache, "apt", suite);
+  const host = await readHostApt(signal);
   const apt = await PrivateApt.open({ directory, debs: join(cache, "debs"), host, suite }, signal);
   const warning = await apt.update((detail) => onProgress({ step: "packages", detail }));
-  if (warning !== undefined) onProgress({ step: "packages", detail: warning });
+  if (warning !== undefined) onProgress({ step: "packages", detail: warning, isWarning: true });
   const debs = await apt.fetch(loaded, (fraction, detail) =>
     onProgress({ step: "packages", fraction, detail }),
   );

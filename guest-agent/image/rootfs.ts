@@ -31,11 +31,13 @@ const pipeline = `status=$1 output=$2; shift 2
 `;
 
 /** Share of the time at which a message of mmdebstrap appears, measured on the built-in recipes. */
+const installingShare = 0.3;
+const installedShare = 0.85;
 const milestones: [RegExp, number, string][] = [
   [/^I: extracting archives/, 0.05, "Unpacking the essential packages"],
-  [/^I: installing essential packages/, 0.3, "Installing the essential packages"],
-  [/^I: installing remaining packages/, 0.65, "Installing the recipe's packages"],
-  [/^I: running --customize-hook/, 0.85, "Running the recipe's commands"],
+  [/^I: installing essential packages/, installingShare, "Installing the essential packages"],
+  [/^I: installing remaining packages/, installingShare, "Installing the recipe's packages"],
+  [/^I: running --customize-hook/, installedShare, "Running the recipe's commands"],
   [/^I: creating tarball/, 0.9, "Packing the disk"],
 ];
 
@@ -64,7 +66,7 @@ export async function buildRootfs(
     .map((entry) => entry.replace(/[=/].*$/, ""))
     .filter((name) => names.includes(name));
   const status = join(scratch, "status");
-  const watcher = watch(options.onProgress);
+  const watcher = watch(options.onProgress, options.debs.length);
   const result = await run(
     "sh",
     [
@@ -102,7 +104,10 @@ async function place(from: string, to: string): Promise<void> {
 }
 
 /** Follows mmdebstrap's messages: progress, and the output of the command that runs. */
-function watch(onProgress: RootfsOptions["onProgress"]): {
+function watch(
+  onProgress: RootfsOptions["onProgress"],
+  packageCount: number,
+): {
   take: (line: string) => void;
   packages: Record<string, string>;
   commandFailure: (loaded: LoadedRecipe) => FlurryError | undefined;
@@ -111,6 +116,8 @@ function watch(onProgress: RootfsOptions["onProgress"]): {
   let output: string[] = [];
   let fraction = 0;
   const packages: Record<string, string> = {};
+  // Each package is unpacked and set up.
+  const installStep = (installedShare - installingShare) / (2 * packageCount);
   return {
     packages,
     take(line) {
@@ -128,9 +135,10 @@ function watch(onProgress: RootfsOptions["onProgress"]): {
       if (command !== undefined) output.push(line);
       const milestone = milestones.find(([pattern]) => pattern.test(line));
       if (milestone !== undefined) {
-        fraction = milestone[1];
+        fraction = Math.max(fraction, milestone[1]);
         onProgress(fraction, milestone[2]);
       } else if (/^(Setting up|Unpacking) /.test(line)) {
+        fraction = Math.min(installedShare, fraction + installStep);
         onProgress(fraction, line.replace(/ \.\.\.$/, ""));
       }
     },
