@@ -75,7 +75,8 @@ struct op {
   bool exited;
   uint8_t *in_buf; /* FL_WINDOW_TO_GUEST bytes, only with stdin */
   uint32_t in_head, in_len, in_owed;
-  bool in_ended;
+  bool in_ended; /* the host sent its last byte */
+  bool in_gone;  /* the program reads no more */
   /* files */
   char *path, *temp;
   uint32_t mode;

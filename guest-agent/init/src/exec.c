@@ -233,8 +233,8 @@ void exec_output(struct op *op, uint32_t stream) {
 static void input_gone(struct op *op) {
   exec_close_stream(op, FL_STREAM_IN);
   op->in_len = op->in_head = 0;
-  if (!op->in_ended) tx_stream(FL_MSG_CANCEL, op->id, FL_STREAM_IN);
-  op->in_ended = true;
+  if (!op->in_gone && !op->in_ended) tx_stream(FL_MSG_CANCEL, op->id, FL_STREAM_IN);
+  op->in_gone = true; /* data that is on its way already is dropped */
 }
 
 /* Writes what is buffered; the buffer is a ring as large as the window, so it cannot overflow. */

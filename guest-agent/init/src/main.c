@@ -147,6 +147,7 @@ int main(int argc, char **argv) {
     fprintf(stderr, "flurry-init: Cannot use %s %s: %s\n", argv[at], argv[at + 1], strerror(errno));
     return 1;
   }
+  if (kind == CHANNEL_LISTEN) dprintf(1, "listening\n"); /* whoever started us need not look for the socket */
   agent.ready_ns = now_ns();
   channel_use(kind, fd);
   loop();
