@@ -1,11 +1,12 @@
+import { Buffer } from "node:buffer";
 import { createHash } from "node:crypto";
-import { chmod, mkdir, readdir, readFile, stat, writeFile } from "node:fs/promises";
+import { chmod, link, mkdir, readdir, readFile, stat, writeFile } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import { codeOf, FlurryError } from "../../errors/errors.ts";
 import { buildAgent } from "../init/build.ts";
 import { debTime, PrivateApt } from "./apt.ts";
 import { readHostApt, readHostRelease } from "./apt-sources.ts";
-import { packInitramfs, unpackKernel } from "./kernel.ts";
+import { packAgent, packModules, unpackKernel } from "./kernel.ts";
 import { acquireLock } from "./lock.ts";
 import { type LoadedRecipe, loadRecipe, type RecipeInput } from "./recipe.ts";
 import { checkRequirements } from "./requirements.ts";
@@ -14,7 +15,7 @@ import { openScratch } from "./scratch.ts";
 import { claimName, findByKey, type Image, openStaging, publish } from "./store.ts";
 
 /** Raised whenever the same inputs give another image. */
-const builderVersion = 2;
+const builderVersion = 4;
 
 export type BuildStep = "agent" | "packages" | "kernel" | "rootfs" | "publish";
 
@@ -69,17 +70,21 @@ async function buildOrFind(source: RecipeInput | string, options: BuildImageOpti
   onProgress({ step: "agent", detail: "Compiling the guest agent" });
   const agent = await buildAgent({ cacheDir: join(home, "cache", "agent"), ...(signal && { signal }) });
   const suite = loaded.recipe.suite ?? host.codename;
-  const key = await inputsKey(loaded, [agent.sha256, suite, host.arch]);
+  const diskKey = await inputsKey(loaded, [suite, host.arch]);
+  const key = createHash("sha256").update(`${diskKey} ${agent.sha256}`).digest("hex").slice(0, 32);
 
-  const hit = options.rebuild ? undefined : await findByKey(home, key);
+  const hit = options.rebuild ? undefined : await findByKey(home, "by-key", key);
   if (hit !== undefined) return await current(home, hit);
   await checkRequirements();
   await mkdir(home, { recursive: true, mode: 0o755 });
-  await using _building = await acquireLock(join(home, "cache", "locks", key), signal);
+  await using _building = await acquireLock(join(home, "cache", "locks", diskKey), signal);
+  const plan = { home, loaded, arch: host.arch, agent, suite, key, diskKey, onProgress, signal };
+  if (options.rebuild) return await build(plan);
   // Another process may have built it while this one waited.
-  const made = options.rebuild ? undefined : await findByKey(home, key);
+  const made = await findByKey(home, "by-key", key);
   if (made !== undefined) return await current(home, made);
-  return await build({ home, loaded, arch: host.arch, agent, suite, key, onProgress, signal });
+  const sameDisk = await findByKey(home, "by-disk", diskKey);
+  return sameDisk === undefined ? await build(plan) : await renewAgent(plan, sameDisk);
 }
 
 async function current(home: string, image: Image): Promise<Image> {
@@ -93,12 +98,13 @@ interface Plan {
   agent: { path: string; sha256: string };
   suite: string;
   key: string;
+  diskKey: string;
   onProgress: (progress: BuildProgress) => void;
   signal: AbortSignal | undefined;
 }
 
 async function build(plan: Plan): Promise<Image> {
-  const { home, loaded, arch, agent, suite, key, onProgress, signal } = plan;
+  const { home, loaded, arch, agent, suite, key, diskKey, onProgress, signal } = plan;
   const { recipe } = loaded;
   await using scratch = await openScratch();
   await using staging = await openStaging(home);
@@ -107,7 +113,11 @@ async function build(plan: Plan): Promise<Image> {
   onProgress({ step: "kernel", detail: "Unpacking the kernel and its modules" });
   const kernel = await unpackKernel(kernelDebs, scratch.path, signal);
   await writeFile(join(staging.path, "vmlinuz"), kernel.image);
-  await writeFile(join(staging.path, "initrd"), packInitramfs(await readFile(agent.path), kernel.modules));
+  const modules = packModules(kernel.modules);
+  await writeFile(
+    join(staging.path, "initrd"),
+    Buffer.concat([modules, packAgent(await readFile(agent.path))]),
+  );
 
   const times = await Promise.all([...debs, ...kernelDebs].map((deb) => debTime(deb.path)));
   const sourceDateEpoch = recipe.sourceDateEpoch ?? Math.max(...times);
@@ -125,11 +135,7 @@ async function build(plan: Plan): Promise<Image> {
     signal,
   );
 
-  onProgress({ step: "publish", detail: "Hashing the image" });
-  // An unprivileged QEMU must be able to read it, whatever this user's umask is.
-  await chmod(staging.path, 0o755);
-  for (const name of await readdir(staging.path)) await chmod(join(staging.path, name), 0o644);
-  signal?.throwIfAborted();
+  await finish(plan, staging.path);
   return await publish(home, staging.path, {
     name: recipe.name,
     ...(recipe.description !== undefined && { description: recipe.description }),
@@ -137,14 +143,39 @@ async function build(plan: Plan): Promise<Image> {
     arch,
     builder: builderVersion,
     key,
+    diskKey,
     sourceDateEpoch,
     agentSha256: agent.sha256,
     kernel: { release: kernel.release, version: kernelDebs[0]?.version ?? "", format: kernel.format },
+    modulesBytes: modules.byteLength,
     modules: kernel.modules.map((module) => module.name),
     packages,
     env: recipe.env,
     recipe,
   });
+}
+
+/** Kernel and disk of another image, with the agent of now. */
+async function renewAgent(plan: Plan, other: Image): Promise<Image> {
+  const { home, agent, key } = plan;
+  await using staging = await openStaging(home);
+  await link(other.kernel, join(staging.path, "vmlinuz"));
+  await link(other.disk, join(staging.path, "root.squashfs"));
+  const modules = (await readFile(other.initrd)).subarray(0, other.manifest.modulesBytes);
+  await writeFile(
+    join(staging.path, "initrd"),
+    Buffer.concat([modules, packAgent(await readFile(agent.path))]),
+  );
+  await finish(plan, staging.path);
+  return await publish(home, staging.path, { ...other.manifest, key, agentSha256: agent.sha256 });
+}
+
+async function finish({ onProgress, signal }: Plan, directory: string): Promise<void> {
+  onProgress({ step: "publish", detail: "Hashing the image" });
+  // An unprivileged QEMU must be able to read it, whatever this user's umask is.
+  await chmod(directory, 0o755);
+  for (const name of await readdir(directory)) await chmod(join(directory, name), 0o644);
+  signal?.throwIfAborted();
 }
 
 /** Packages, kernel and index; one process at a time, since builds share the package cache. */

@@ -56,6 +56,8 @@ if [ -f "$here/files.tar" ]; then
   # Within the chroot, so that a symbolic link there cannot lead out of it.
   chroot "$root" tar -x -C / --keep-directory-symlink --no-overwrite-dir --numeric-owner < "$here/files.tar"
 fi
+# What a task leaves here goes to the host.
+chroot "$root" mkdir -p /out
 for command in "$here"/commands/*; do
   [ -f "$command" ] || continue
   echo "${commandMark} \${command##*/}" >&2
