@@ -1,7 +1,7 @@
 import { execFile } from "node:child_process";
 import { close, open, readFileSync } from "node:fs";
 import { readFile, statfs } from "node:fs/promises";
-import { availableParallelism, userInfo } from "node:os";
+import { availableParallelism } from "node:os";
 import { promisify } from "node:util";
 import { codeOf, describeError } from "../../errors/errors.ts";
 import { flurryHome, flurryShm, isRoot } from "../home.ts";
@@ -32,7 +32,7 @@ export async function examine(signal?: AbortSignal): Promise<Finding[]> {
     runtimes(signal),
     qemu(signal),
     debianPackages(signal),
-    acceleration(),
+    acceleration(signal),
     memory(),
     sharedMemory(),
     disk(),
@@ -124,8 +124,8 @@ function packageFinding(requirement: Requirement, version: string | undefined): 
 }
 
 /** Whether the device opens, and the verdict of the last guest that was booted to try it. */
-async function acceleration(): Promise<Finding[]> {
-  const findings = [await kvmDevice()];
+async function acceleration(signal?: AbortSignal): Promise<Finding[]> {
+  const findings = [await kvmDevice(signal)];
   try {
     const verdict = await readVerdict(flurryHome());
     if (verdict !== undefined) {
@@ -138,7 +138,7 @@ async function acceleration(): Promise<Finding[]> {
   return findings;
 }
 
-async function kvmDevice(): Promise<Finding> {
+async function kvmDevice(signal?: AbortSignal): Promise<Finding> {
   const name = "kvm";
   try {
     await promisify(close)(await promisify(open)("/dev/kvm", "r+"));
@@ -146,7 +146,7 @@ async function kvmDevice(): Promise<Finding> {
   } catch (error) {
     const found = `/dev/kvm does not open (${codeOf(error) ?? "unknown"}): VMs run under TCG, which is slower`;
     if (codeOf(error) !== "EACCES") return { name, status: "info", found };
-    return { name, status: "info", found, todo: `sudo usermod -aG kvm ${userInfo().username}` };
+    return { name, status: "info", found, todo: `sudo usermod -aG kvm ${await userName(signal)}` };
   }
 }
 
@@ -208,7 +208,7 @@ async function confinement(signal?: AbortSignal): Promise<Finding[]> {
     if (user) return [{ name: "vm user", status: "degraded", found: `${user.name} stands in`, todo }];
     return [{ name: "vm user", status: "missing", found: "not found", todo }];
   }
-  const { username } = userInfo();
+  const username = await userName(signal);
   const subuids = await readFile("/etc/subuid", "utf8").catch(() => "");
   if (!subuids.split("\n").some((line) => line.startsWith(`${username}:`))) {
     const todo = `sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 ${username}`;
@@ -232,6 +232,11 @@ async function userfaultfd(): Promise<Finding[]> {
   } catch (error) {
     return [{ name, status: "info", found: `not in this kernel (${codeOf(error) ?? "unknown"})` }];
   }
+}
+
+/** Not os.userInfo(): its name is that of $USER on Bun. */
+async function userName(signal?: AbortSignal): Promise<string> {
+  return (await outputOf("id", ["-un"], signal)) ?? String(process.getuid?.());
 }
 
 /** What a program prints, or undefined where it is missing or fails. */

@@ -24,10 +24,8 @@ export function doctorCommand(): Command {
 }
 
 function adviceFor(missing: readonly string[]): string {
-  const advice = isRoot()
-    ? "./flurry demo installs Debian's packages"
-    : "./flurry demo prints one command for all";
-  return `Missing: ${missing.join(", ")}\n${advice}`;
+  const advice = isRoot() ? "\n./flurry demo installs the Debian packages among them" : "";
+  return `Missing: ${missing.join(", ")}${advice}`;
 }
 
 const marks = { ok: "✓", missing: "✗", degraded: "!", info: "·" } as const;
