@@ -6,6 +6,7 @@ import { codeOf, FlurryError } from "../../errors/errors.ts";
 import { buildAgent } from "../init/build.ts";
 import { debTime, PrivateApt } from "./apt.ts";
 import { readHostApt, readHostRelease } from "./apt-sources.ts";
+import { canonical } from "./canonical.ts";
 import { packAgent, packModules, unpackKernel } from "./kernel.ts";
 import { acquireLock } from "./lock.ts";
 import { type LoadedRecipe, loadRecipe, type RecipeInput } from "./recipe.ts";
@@ -226,12 +227,4 @@ async function hashTree(hash: ReturnType<typeof createHash>, path: string): Prom
   const names = (await readdir(path)).sort();
   hash.update(`directory ${found.mode & 0o777} ${JSON.stringify(names)}\n`);
   for (const name of names) await hashTree(hash, join(path, name));
-}
-
-/** The value with the keys of every object in order, so that their order in the file does not matter. */
-function canonical(value: unknown): unknown {
-  if (Array.isArray(value)) return value.map(canonical);
-  if (typeof value !== "object" || value === null) return value;
-  const entries = Object.entries(value).sort(([a], [b]) => (a < b ? -1 : 1));
-  return Object.fromEntries(entries.map(([key, item]) => [key, canonical(item)]));
 }

@@ -4,7 +4,7 @@ import { mkdir, readdir, readFile, rm } from "node:fs/promises";
 import { basename, join } from "node:path";
 import { FlurryError } from "../../errors/errors.ts";
 import type { Deb } from "./apt.ts";
-import { type CpioEntry, packCpio } from "./cpio.ts";
+import { packCpio } from "./cpio.ts";
 import { orderModules } from "./modules.ts";
 import { failure, run } from "./process.ts";
 import { extractVmlinux } from "./vmlinux.ts";
@@ -39,23 +39,27 @@ export async function unpackKernel(debs: Deb[], directory: string, signal?: Abor
   return { release, image: vmlinux ?? vmlinuz, format: vmlinux === undefined ? "bzImage" : "elf", modules };
 }
 
-/** The initramfs: the agent as /init, the modules, and the list that gives their order. */
-export function packInitramfs(agent: Uint8Array, modules: Kernel["modules"]): Buffer {
-  const directory = { mode: 0o040755 };
-  const entries: CpioEntry[] = [
-    { path: "dev", ...directory },
+/**
+ * The part of the initramfs that comes with the kernel: the modules, and the list of their order.
+ * The kernel unpacks archives that follow one another, so the agent's part is appended to it.
+ */
+export function packModules(modules: Kernel["modules"]): Buffer {
+  const list = modules.map((module) => `/flurry/${module.name}.ko\n`).join("");
+  return packCpio([
+    { path: "flurry", mode: 0o040755 },
+    { path: "flurry/modules", mode: 0o100644, data: Buffer.from(list) },
+    ...modules.map((module) => ({ path: `flurry/${module.name}.ko`, mode: 0o100644, data: module.data })),
+  ]);
+}
+
+/** The agent's part: the agent as /init. */
+export function packAgent(agent: Uint8Array): Buffer {
+  return packCpio([
+    { path: "dev", mode: 0o040755 },
     // The kernel opens it for /init's standard streams, before anything is mounted.
     { path: "dev/console", mode: 0o020600, device: [5, 1] },
     { path: "init", mode: 0o100755, data: agent },
-    { path: "flurry", ...directory },
-    {
-      path: "flurry/modules",
-      mode: 0o100644,
-      data: Buffer.from(modules.map((module) => `/flurry/${module.name}.ko\n`).join("")),
-    },
-    ...modules.map((module) => ({ path: `flurry/${module.name}.ko`, mode: 0o100644, data: module.data })),
-  ];
-  return packCpio(entries);
+  ]);
 }
 
 async function unpackDeb(deb: string, tree: string, signal: AbortSignal | undefined): Promise<void> {

@@ -1,8 +1,7 @@
 import { access, constants, readFile } from "node:fs/promises";
-import { userInfo } from "node:os";
 import { delimiter, join } from "node:path";
 import { FlurryError } from "../../errors/errors.ts";
-import { debianPackageOf } from "./process.ts";
+import { debianPackageOf, runOrFail } from "./process.ts";
 
 const programs = ["apt-get", "dpkg-deb", "flock", "mmdebstrap", "tar", "tar2sqfs", "xz", "zstd"];
 /** Debian's own ranges have this size; a chroot has users up to "nobody", 65534. */
@@ -29,7 +28,9 @@ export async function checkRequirements(): Promise<void> {
 
 /** Without root, mmdebstrap needs a user namespace with a range of subordinate ids. */
 async function checkUserNamespaces(): Promise<void> {
-  const { username, uid } = userInfo();
+  // Not os.userInfo(): its name is that of $USER on Bun.
+  const username = (await runOrFail("id", ["-un"])).trim();
+  const uid = process.getuid?.();
   for (const file of ["/etc/subuid", "/etc/subgid"]) {
     const text = await readFile(file, "utf8").catch(() => "");
     if (largestRange(text, [username, String(uid)]) >= neededIds) continue;

@@ -2,19 +2,26 @@ import { chmod, mkdtemp, readdir, readFile, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { run } from "./process.ts";
 
-const prefix = "flurry-image-";
+export type TemporaryDirectory = AsyncDisposable & { path: string };
 
 /**
- * Makes a directory for one build in $TMPDIR or /var/tmp (a chroot is too large for a /tmp in
- * RAM), first removing those whose builder died. Others may pass through but not list it: without
- * root, mmdebstrap's subordinate user works there.
+ * Makes the directory in which one build works, in $TMPDIR or /var/tmp (a chroot is too large for
+ * a /tmp in RAM). Others may pass through but not list it: without root, mmdebstrap's subordinate
+ * user works there.
  */
-export async function openScratch(): Promise<AsyncDisposable & { path: string }> {
-  const parent = process.env.TMPDIR || "/var/tmp";
-  await sweep(parent);
-  const owner = `${process.pid}-${await startTime(process.pid)}`;
-  const path = await mkdtemp(join(parent, `${prefix}${owner}-`));
-  await chmod(path, 0o711);
+export async function openScratch(): Promise<TemporaryDirectory> {
+  const directory = await openOwned(process.env.TMPDIR || "/var/tmp", "flurry-image-");
+  await chmod(directory.path, 0o711);
+  return directory;
+}
+
+/**
+ * Makes a directory whose name tells the process that owns it, removed when disposed. First those
+ * of the same prefix go whose owner died without that.
+ */
+export async function openOwned(parent: string, prefix: string): Promise<TemporaryDirectory> {
+  await sweep(parent, prefix);
+  const path = await mkdtemp(join(parent, `${prefix}${process.pid}-${await startTime(process.pid)}-`));
   return {
     path,
     async [Symbol.asyncDispose]() {
@@ -23,11 +30,10 @@ export async function openScratch(): Promise<AsyncDisposable & { path: string }>
   };
 }
 
-/** Removes what builds left behind that were killed. */
-async function sweep(parent: string): Promise<void> {
+async function sweep(parent: string, prefix: string): Promise<void> {
   for (const name of await readdir(parent)) {
-    const match = /^flurry-image-(\d+)-(\d+)-/.exec(name);
-    if (match === null || (await startTime(Number(match[1]))) === match[2]) continue;
+    const owner = name.startsWith(prefix) ? /^(\d+)-(\d+)-/.exec(name.slice(prefix.length)) : null;
+    if (owner === null || (await startTime(Number(owner[1]))) === owner[2]) continue;
     await removeTree(join(parent, name));
   }
 }

@@ -1,10 +1,12 @@
 import { createHash } from "node:crypto";
 import { createReadStream } from "node:fs";
-import { mkdir, mkdtemp, readdir, readFile, rename, rm, stat, unlink, writeFile } from "node:fs/promises";
+import { mkdir, readdir, readFile, rename, rm, stat, unlink, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { pipeline } from "node:stream/promises";
 import { z } from "zod";
 import { FlurryError } from "../../errors/errors.ts";
+import { canonical } from "./canonical.ts";
+import { openOwned, type TemporaryDirectory } from "./scratch.ts";
 
 const fileSchema = z.object({ size: z.number(), sha256: z.string() });
 
@@ -18,9 +20,13 @@ const manifestSchema = z.object({
   builder: z.number(),
   /** Hash of everything that went in, package versions aside. */
   key: z.string(),
+  /** The same without the guest agent. */
+  diskKey: z.string(),
   sourceDateEpoch: z.number(),
   agentSha256: z.string(),
   kernel: z.object({ release: z.string(), version: z.string(), format: z.enum(["elf", "bzImage"]) }),
+  /** Length in bytes of the modules' part of the initrd, which comes before the agent's. */
+  modulesBytes: z.number(),
   /** Modules of the initramfs in load order. */
   modules: z.array(z.string()),
   /** Debian packages and their versions. */
@@ -58,7 +64,11 @@ function imagesDir(home: string): string {
   return join(home, "images");
 }
 
-function indexPath(home: string, kind: "by-name" | "by-key", entry: string): string {
+/** What finds an image: its name, the hash of its inputs, and that of its inputs but the agent. */
+const indexes = ["by-name", "by-key", "by-disk"] as const;
+type Index = (typeof indexes)[number];
+
+function indexPath(home: string, kind: Index, entry: string): string {
   return join(imagesDir(home), kind, entry);
 }
 
@@ -108,16 +118,19 @@ export async function removeImage(home: string, nameOrHash: string): Promise<Ima
   for (const image of doomed) {
     await dropIndexEntries(home, image.hash);
     // Out of sight first, so that nobody sees half an image.
-    const trash = await mkdtemp(join(imagesDir(home), ".removed-"));
-    await rename(image.dir, join(trash, "image"));
-    await rm(trash, { recursive: true, force: true });
+    await using trash = await openOwned(imagesDir(home), ".removed-");
+    await rename(image.dir, join(trash.path, "image"));
   }
   return doomed;
 }
 
-/** The image that an earlier build with the same inputs made. */
-export async function findByKey(home: string, key: string): Promise<Image | undefined> {
-  const hash = await readFile(indexPath(home, "by-key", key), "utf8").catch(ifMissing(undefined));
+/** The image that an earlier build with the same inputs (or the same but for the agent) made. */
+export async function findByKey(
+  home: string,
+  kind: "by-key" | "by-disk",
+  key: string,
+): Promise<Image | undefined> {
+  const hash = await readFile(indexPath(home, kind, key), "utf8").catch(ifMissing(undefined));
   return hash === undefined ? undefined : await readImage(home, hash.trim());
 }
 
@@ -128,12 +141,12 @@ export async function findByKey(home: string, key: string): Promise<Image | unde
 export async function publish(
   home: string,
   directory: string,
-  facts: Omit<Manifest, "files" | "format">,
+  facts: Omit<Manifest, "files" | "format"> & Partial<Pick<Manifest, "files" | "format">>,
 ): Promise<Image> {
   const files = {} as Manifest["files"];
   for (const name of fileNames) files[name] = await measure(join(directory, name));
-  const manifest: Manifest = { format: 1, ...facts, files };
-  const text = `${JSON.stringify(manifest, null, 2)}\n`;
+  const manifest: Manifest = { ...facts, format: 1, files };
+  const text = `${JSON.stringify(canonical(manifest), null, 2)}\n`;
   await writeFile(join(directory, "manifest.json"), text, { mode: 0o644 });
   const hash = createHash("sha256").update(text).digest("hex").slice(0, 32);
   const target = join(imagesDir(home), hash);
@@ -145,6 +158,7 @@ export async function publish(
     await rm(directory, { recursive: true, force: true });
   }
   await writeIndex(indexPath(home, "by-key", facts.key), hash);
+  await writeIndex(indexPath(home, "by-disk", facts.diskKey), hash);
   return await claimName(home, facts.name, hash);
 }
 
@@ -158,23 +172,9 @@ export async function claimName(home: string, name: string, hash: string): Promi
 }
 
 /** A new directory beside the images, so that publishing it is a rename. */
-export async function openStaging(home: string): Promise<AsyncDisposable & { path: string }> {
+export async function openStaging(home: string): Promise<TemporaryDirectory> {
   await mkdir(imagesDir(home), { recursive: true, mode: 0o755 });
-  const path = await mkdtemp(join(imagesDir(home), ".building-"));
-  return {
-    path,
-    async [Symbol.asyncDispose]() {
-      await rm(path, { recursive: true, force: true });
-    },
-  };
-}
-
-/** Removes unfinished directories. Only while no build runs in this home. */
-export async function sweepStaging(home: string): Promise<void> {
-  for (const name of await readdir(imagesDir(home)).catch(ifMissing([]))) {
-    if (/^\.(building|removed)-/.test(name))
-      await rm(join(imagesDir(home), name), { recursive: true, force: true });
-  }
+  return await openOwned(imagesDir(home), ".building-");
 }
 
 /** Undefined if there is no complete image of this hash. */
@@ -218,7 +218,7 @@ function byHash(images: Image[], prefix: string): Image[] {
 }
 
 async function dropIndexEntries(home: string, hash: string): Promise<void> {
-  for (const kind of ["by-name", "by-key"] as const) {
+  for (const kind of indexes) {
     const directory = join(imagesDir(home), kind);
     for (const entry of await readdir(directory).catch(ifMissing([]))) {
       const path = join(directory, entry);
