@@ -104,17 +104,30 @@ export class QmpClient implements AsyncDisposable {
    * @throws QmpError as connect() does; QMP_CLOSED when nobody listens at the path.
    */
   static async connectTo(path: string, options: QmpClientOptions = {}): Promise<QmpClient> {
-    return QmpClient.connect(await dial(path, options.signal), options);
+    const transport = socketTransport(await dial(path, options.signal));
+    // A monitor that QEMU serves gives its new client the answers that the former one still had
+    // coming. Ids that start at random are not mistaken for those.
+    const [random = 0] = crypto.getRandomValues(new Uint32Array(1));
+    return QmpClient.#open(transport, options, random);
   }
 
   /** Shakes hands over any transport; connect() says the rest. */
-  static async over(transport: QmpTransport, options: QmpClientOptions = {}): Promise<QmpClient> {
+  static over(transport: QmpTransport, options: QmpClientOptions = {}): Promise<QmpClient> {
+    return QmpClient.#open(transport, options, 1);
+  }
+
+  static async #open(
+    transport: QmpTransport,
+    options: QmpClientOptions,
+    firstId: number,
+  ): Promise<QmpClient> {
     const timeoutMs = options.timeoutMs ?? DEFAULT_TIMEOUT_MS;
     checkTimeout(timeoutMs);
     const connection = new QmpConnection(transport, {
       timeoutMs,
       maxLineBytes: options.maxLineBytes ?? DEFAULT_MAX_LINE_BYTES,
       stderr: options.stderr,
+      firstId,
     });
     return new QmpClient(connection, await connection.open(options.signal));
   }
@@ -122,6 +135,9 @@ export class QmpClient implements AsyncDisposable {
   /**
    * Runs a command. On QMP_TIMEOUT and ABORTED only this command fails: QEMU may still carry it out,
    * and its late answer is dropped.
+   *
+   * QEMU reads its monitor one byte at a time, some microseconds each: where time counts, short
+   * paths do, and a command that need not wait for the former one's answer is sent right behind it.
    *
    * @returns What QEMU returned; `{}` for most commands that act.
    * @throws QmpError QMP_COMMAND_FAILED when QEMU refuses, QMP_CLOSED, QMP_TIMEOUT, QMP_PROTOCOL, ABORTED.

@@ -12,6 +12,8 @@ export interface ConnectionSettings {
   timeoutMs: number;
   maxLineBytes: number;
   stderr: (() => string) | undefined;
+  /** The id of the first command. QEMU reads its monitor byte by byte, so short ids save time. */
+  firstId: number;
 }
 
 interface Pending {
@@ -42,9 +44,7 @@ export class QmpConnection {
   readonly #resolveClosed: (reason: QmpError) => void;
   readonly #ready = Promise.withResolvers<void>();
   #greeting: QmpGreeting | undefined;
-  // Starts at a random place, since a monitor whose socket QEMU serves may still answer what its
-  // former client asked. All ids have the same number of digits.
-  #lastId = 2 ** 51 + (crypto.getRandomValues(new Uint32Array(1))[0]! >>> 1) * 2 ** 20;
+  #lastId: number;
   #holding = false;
   #loss: Loss | undefined;
 
@@ -53,6 +53,7 @@ export class QmpConnection {
     this.timeoutMs = settings.timeoutMs;
     this.#stderr = settings.stderr;
     this.#lines = new LineBuffer(settings.maxLineBytes);
+    this.#lastId = settings.firstId - 1;
     const closed = Promise.withResolvers<QmpError>();
     this.closed = closed.promise;
     this.#resolveClosed = closed.resolve;
@@ -116,7 +117,17 @@ export class QmpConnection {
         reject(new QmpError("ABORTED", `${what} was aborted`, { command, cause: signal.reason }));
         return;
       }
-      const id = this.#send(verb, command, args, {
+      const id = ++this.#lastId;
+      const text = encode(verb, command, args, id);
+      const release = limitWait(timeoutMs, signal, (why) => {
+        this.#pending.delete(id);
+        reject(
+          why === "timeout"
+            ? new QmpError("QMP_TIMEOUT", `${what} took longer than ${timeoutMs} ms`, { command })
+            : new QmpError("ABORTED", `${what} was aborted`, { command, cause: signal?.reason }),
+        );
+      });
+      this.#pending.set(id, {
         what,
         command,
         resolve: (value) => {
@@ -128,14 +139,7 @@ export class QmpConnection {
           reject(error);
         },
       });
-      const release = limitWait(timeoutMs, signal, (why) => {
-        this.#pending.delete(id);
-        reject(
-          why === "timeout"
-            ? new QmpError("QMP_TIMEOUT", `${what} took longer than ${timeoutMs} ms`, { command })
-            : new QmpError("ABORTED", `${what} was aborted`, { command, cause: signal?.reason }),
-        );
-      });
+      this.#transport.write(text);
     });
   }
 
@@ -146,14 +150,6 @@ export class QmpConnection {
       cause: undefined,
       ours: true,
     });
-  }
-
-  #send(verb: "execute" | "exec-oob", command: string, args: object | undefined, pending: Pending): number {
-    const id = ++this.#lastId;
-    const text = JSON.stringify({ [verb]: command, arguments: args, id });
-    this.#pending.set(id, pending);
-    this.#transport.write(`${text}\n`);
-    return id;
   }
 
   #drain(): void {
@@ -209,7 +205,8 @@ export class QmpConnection {
 
   #negotiate(greeting: QmpGreeting): void {
     const args = greeting.capabilities.includes("oob") ? { enable: ["oob"] } : undefined;
-    this.#send("execute", "qmp_capabilities", args, {
+    const id = ++this.#lastId;
+    this.#pending.set(id, {
       what: "QMP handshake",
       command: "qmp_capabilities",
       resolve: () => {
@@ -224,6 +221,7 @@ export class QmpConnection {
       },
       reject: this.#ready.reject,
     });
+    this.#transport.write(encode("execute", "qmp_capabilities", args, id));
   }
 
   #lose(loss: Loss): void {
@@ -261,4 +259,9 @@ export class QmpConnection {
     }
     return text === "" ? message : `${message}; its stderr ends with: ${text.slice(-STDERR_TAIL_CHARS)}`;
   }
+}
+
+/** @throws TypeError when the arguments are no JSON. */
+function encode(verb: "execute" | "exec-oob", command: string, args: object | undefined, id: number): string {
+  return `${JSON.stringify({ [verb]: command, arguments: args, id })}\n`;
 }

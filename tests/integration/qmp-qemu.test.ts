@@ -1,6 +1,8 @@
 import { describe, expect, test } from "bun:test";
 import { spawnSync } from "node:child_process";
+import { once } from "node:events";
 import { createReadStream } from "node:fs";
+import { createConnection } from "node:net";
 import { join } from "node:path";
 import { QmpClient, type QmpError } from "../../qmp/mod.ts";
 import { BareQemu, NO_MACHINE, SMALL_PC } from "../support/qmp-qemu.ts";
@@ -99,6 +101,27 @@ describe("QmpClient with a real QEMU", () => {
     expect(await saved).toEqual({});
     expect(bytes).toBeGreaterThan(0);
     expect((await client.execute("query-status")).status).toBe("prelaunch");
+  });
+
+  test("drops the answer that QEMU still owed to the former client of a served monitor", async () => {
+    await using qemu = await BareQemu.start(NO_MACHINE);
+    await using idle = await QmpClient.connect(qemu.socket);
+    await idle.execute("query-status");
+    const fifo = join(qemu.directory, "fifo");
+    expect(spawnSync("mkfifo", [fifo]).status).toBe(0);
+    const former = await QmpClient.connectTo(qemu.servedPath);
+    const lost = caught(former.execute("xen-save-devices-state", { filename: fifo }));
+    // Answered out of band: so QEMU has read the command before.
+    await caught(former.executeOob("migrate-recover", { uri: "unix:/nowhere" }));
+    await former.close();
+    expect((await lost).code).toBe("QMP_CLOSED");
+
+    const socket = createConnection({ path: qemu.servedPath });
+    await once(socket, "readable");
+    const connecting = QmpClient.connect(socket);
+    for await (const _chunk of createReadStream(fifo));
+    await using client = await connecting;
+    expect((await client.execute("query-version")).qemu).toEqual(client.greeting.version.qemu);
   });
 
   test("rejects everything pending when QEMU is killed", async () => {
