@@ -96,7 +96,9 @@ export function checkFingerprint(descriptor: Descriptor, here: Fingerprint): voi
   const fields = Object.keys(here) as (keyof Fingerprint)[];
   const differing = fields.filter((field) => descriptor.fingerprint[field] !== here[field]);
   if (differing.length === 0) return;
-  const list = differing.map((f) => `${f} is "${here[f]}" here and "${descriptor.fingerprint[f]}" in the descriptor`);
+  const list = differing.map(
+    (f) => `${f} is "${here[f]}" here and "${descriptor.fingerprint[f]}" in the descriptor`,
+  );
   throw new FlurryError("FINGERPRINT_MISMATCH", `Cannot fork from this descriptor: ${list.join("; ")}`, {
     hint: "boot a new parent on this machine",
   });

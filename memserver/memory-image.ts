@@ -47,11 +47,17 @@ export async function copyMemory(from: string, to: string, options: WaitOptions 
     return { path: to, bytes: size, hash };
   } catch (error) {
     if (!(error instanceof Error && "code" in error && error.code === "ENOSPC")) throw error;
-    throw new FlurryError("NO_SPACE", `Cannot keep a memory image at "${to}": the disk is full`, { cause: error });
+    throw new FlurryError("NO_SPACE", `Cannot keep a memory image at "${to}": the disk is full`, {
+      cause: error,
+    });
   }
 }
 
-async function walk(source: FileHandle, target: FileHandle | undefined, options: WaitOptions): Promise<string> {
+async function walk(
+  source: FileHandle,
+  target: FileHandle | undefined,
+  options: WaitOptions,
+): Promise<string> {
   const root = createHash("sha256");
   const buffer = Buffer.alloc(CHUNK_BYTES);
   for (let offset = 0; ; ) {

@@ -1,7 +1,7 @@
 import { readFileSync } from "node:fs";
 import { FlurryError } from "../../errors/errors.ts";
-import { abortError, throwIfAborted } from "../vm/qemu-process.ts";
 import type { Accelerator } from "../vm/profile.ts";
+import { abortError, throwIfAborted } from "../vm/qemu-process.ts";
 
 /** Share of the memory that is available at the start which children may use together. */
 const MEMORY_SHARE = 0.8;
@@ -120,8 +120,12 @@ export class Admission {
   #refusal(): FlurryError {
     const need = Math.ceil(this.#bytesPerChild / 1024 / 1024);
     const have = Math.floor(this.#limits.memoryBytes / 1024 / 1024);
-    return new FlurryError("ADMISSION_REFUSED", `A child needs ${need} MiB, and children may use ${have} MiB here`, {
-      hint: "free memory, or give the guest less with --memory",
-    });
+    return new FlurryError(
+      "ADMISSION_REFUSED",
+      `A child needs ${need} MiB, and children may use ${have} MiB here`,
+      {
+        hint: "free memory, or give the guest less with --memory",
+      },
+    );
   }
 }

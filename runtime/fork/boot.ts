@@ -33,6 +33,8 @@ export interface BootedVm extends AsyncDisposable {
   ramPath: string | undefined;
   /** Makes the caller the owner of the RAM file. */
   keepRam(): void;
+  /** Milliseconds until QEMU answered: its CPUs run from then on. */
+  readyMs: number;
   /** Milliseconds from the start of QEMU to the agent's hello. */
   bootMs: number;
 }
@@ -61,6 +63,7 @@ export async function bootVm(options: BootOptions): Promise<BootedVm> {
   const qemu = stack.use(
     await QemuProcess.start({ host, dir, args, signal, onConsoleLine: options.onConsoleLine }),
   );
+  const readyMs = performance.now() - began;
   const agent = stack.use(AgentClient.over(qemu.agentSocket, { stderr: () => qemu.consoleTail() }));
   await helloOf(qemu, agent, options);
   const owned = stack.move();
@@ -73,6 +76,7 @@ export async function bootVm(options: BootOptions): Promise<BootedVm> {
     keepRam: () => {
       ownsRam = false;
     },
+    readyMs,
     bootMs: performance.now() - began,
     [Symbol.asyncDispose]: () => owned.disposeAsync(),
   };
@@ -88,7 +92,12 @@ async function helloOf(qemu: QemuProcess, agent: AgentClient, options: BootOptio
     await Promise.race([hello, died]);
   } catch (error) {
     if (codeOf(error) === "AGENT_TIMEOUT") {
-      throw bootError("BOOT_TIMEOUT", `The guest's agent has not answered within ${timeoutMs} ms`, qemu, error);
+      throw bootError(
+        "BOOT_TIMEOUT",
+        `The guest's agent has not answered within ${timeoutMs} ms`,
+        qemu,
+        error,
+      );
     }
     if (codeOf(error) === "AGENT_CLOSED") await died;
     throw error;
@@ -110,9 +119,13 @@ function makeRamFile(host: Host, memMiB: number): string {
   const { bavail, bsize } = statfsSync(host.owner.shm);
   if (bavail * bsize < bytes + SHM_MARGIN_BYTES) {
     const free = Math.floor((bavail * bsize) / 1024 / 1024);
-    throw new FlurryError("NO_SPACE", `Cannot hold ${memMiB} MiB of guest memory in "${host.owner.shm}": ${free} MiB are free`, {
-      hint: "free space there, give the guest less memory, or set FLURRY_SHM to another tmpfs",
-    });
+    throw new FlurryError(
+      "NO_SPACE",
+      `Cannot hold ${memMiB} MiB of guest memory in "${host.owner.shm}": ${free} MiB are free`,
+      {
+        hint: "free space there, give the guest less memory, or set FLURRY_SHM to another tmpfs",
+      },
+    );
   }
   const path = join(host.owner.shm, `${nextRam++}.ram`);
   const fd = openSync(path, "wx", 0o600);

@@ -1,7 +1,7 @@
 import { readFileSync } from "node:fs";
 import { codeOf, FlurryError } from "../../errors/errors.ts";
 import { AgentClient } from "../../guest-agent/protocol/mod.ts";
-import { abortError } from "../vm/qemu-process.ts";
+import { abortError, type QemuProcess } from "../vm/qemu-process.ts";
 import type { TakenShell } from "../vm/shell-pool.ts";
 
 /** Milliseconds in which a child must prove who it is. Many children may share one emulated core. */
@@ -17,8 +17,8 @@ export interface Identity {
   hostname: string;
 }
 
-/** Milliseconds, each counted from the moment the child's shell was there. */
-export interface ForkTimes {
+/** How long a VM took to start, in milliseconds, each counted from the moment its shell was there. */
+export interface StartTimes {
   /** Whether the shell was waiting, and what it took to start one if not. */
   warm: boolean;
   shellMs: number;
@@ -35,6 +35,8 @@ export interface StartChildOptions {
   stream: Uint8Array;
   id: string;
   identity: Identity;
+  /** RAM of the guest in bytes. */
+  memBytes: number;
   /** @default 30000 */
   timeoutMs?: number | undefined;
   signal?: AbortSignal | undefined;
@@ -45,17 +47,17 @@ export class Child implements AsyncDisposable {
   readonly id: string;
   readonly identity: Identity;
   readonly agent: AgentClient;
-  readonly times: ForkTimes;
+  readonly times: StartTimes;
   /** Resolves when the child's VM is gone. */
   readonly exited: Promise<unknown>;
-  readonly #taken: TakenShell;
+  readonly #options: StartChildOptions;
 
-  private constructor(options: StartChildOptions, agent: AgentClient, times: ForkTimes) {
+  private constructor(options: StartChildOptions, agent: AgentClient, times: StartTimes) {
     this.id = options.id;
     this.identity = options.identity;
     this.agent = agent;
     this.times = times;
-    this.#taken = options.taken;
+    this.#options = options;
     this.exited = options.taken.shell.qemu.exited;
   }
 
@@ -88,9 +90,16 @@ export class Child implements AsyncDisposable {
       await agent[Symbol.asyncDispose]();
       await shell[Symbol.asyncDispose]();
       if (signal?.aborted) throw abortError(signal);
-      if (info) throw new FlurryError("FORK_FAILED", `Child ${options.id} did not start: ${qemu.exitError(info).message}`, { cause: error });
+      if (info)
+        throw new FlurryError(
+          "FORK_FAILED",
+          `Child ${options.id} did not start: ${qemu.exitError(info).message}`,
+          { cause: error },
+        );
       if (error instanceof FlurryError) throw error;
-      throw new FlurryError("CHILD_UNPROVEN", `Child ${options.id} was killed: ${describe(error)}`, { cause: error });
+      throw new FlurryError("CHILD_UNPROVEN", `Child ${options.id} was killed: ${describe(error)}`, {
+        cause: error,
+      });
     } finally {
       running[Symbol.dispose]();
     }
@@ -98,12 +107,17 @@ export class Child implements AsyncDisposable {
 
   /** Process id of the child's QEMU. */
   get pid(): number {
-    return this.#taken.shell.qemu.pid;
+    return this.#options.taken.shell.qemu.pid;
+  }
+
+  /** RAM of the guest in bytes. */
+  get memBytes(): number {
+    return this.#options.memBytes;
   }
 
   /** The last 64 KiB that this child's kernel wrote to its console. */
   consoleTail(): string {
-    return this.#taken.shell.qemu.consoleTail();
+    return this.#options.taken.shell.qemu.consoleTail();
   }
 
   /**
@@ -115,32 +129,41 @@ export class Child implements AsyncDisposable {
   }
 
   /** Says why an operation of this child failed: its death, if it is dead, else the error itself. */
-  async explain(error: unknown): Promise<unknown> {
-    if (codeOf(error) !== "AGENT_CLOSED") return error;
-    const qemu = this.#taken.shell.qemu;
-    // The channel and the process end together, but their events come in either order.
-    const info = await within(qemu.exited, EXIT_GRACE_MS);
-    const how = info ? qemu.exitError(info).message : "its agent closed the channel";
-    return new FlurryError("CHILD_DIED", `Child ${this.id} died: ${how}`, { cause: error });
+  explain(error: unknown): Promise<unknown> {
+    return explainAgentError(error, this.id, this.#options.taken.shell.qemu);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.agent[Symbol.asyncDispose]();
-    await this.#taken.shell[Symbol.asyncDispose]();
+    await this.#options.taken.shell[Symbol.asyncDispose]();
   }
+}
+
+/** Puts the end of a VM in place of the error of its agent's channel, where that is the reason. */
+export async function explainAgentError(error: unknown, id: string, qemu: QemuProcess): Promise<unknown> {
+  if (codeOf(error) !== "AGENT_CLOSED") return error;
+  // The channel and the process end together, but their events come in either order.
+  const info = await within(qemu.exited, EXIT_GRACE_MS);
+  const how = info ? qemu.exitError(info).message : "its agent closed the channel";
+  return new FlurryError("CHILD_DIED", `${id} died: ${how}`, { cause: error });
 }
 
 /** Private memory of a process in bytes (proc(5), smaps_rollup). */
 export function privateBytesOf(pid: number): number {
   const rollup = readFileSync(`/proc/${pid}/smaps_rollup`, "utf8");
-  const kilobytes = [...rollup.matchAll(/^Private_(?:Clean|Dirty): +(\d+) kB$/gm)].map((match) => Number(match[1]));
+  const kilobytes = [...rollup.matchAll(/^Private_(?:Clean|Dirty): +(\d+) kB$/gm)].map((match) =>
+    Number(match[1]),
+  );
   return kilobytes.reduce((sum, kb) => sum + kb, 0) * 1024;
 }
 
 function checkProof(sent: Identity, read: Identity): void {
   if (read.hostname === sent.hostname && read.index === sent.index) return;
   const got = `"${read.hostname}" (${read.index})`;
-  throw new FlurryError("CHILD_UNPROVEN", `Child says that it is ${got}, and should be "${sent.hostname}" (${sent.index})`);
+  throw new FlurryError(
+    "CHILD_UNPROVEN",
+    `Child says that it is ${got}, and should be "${sent.hostname}" (${sent.index})`,
+  );
 }
 
 function describe(error: unknown): string {

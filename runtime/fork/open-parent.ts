@@ -68,7 +68,9 @@ export interface ParentOrigin {
  *
  * @throws FlurryError of boot, warm-up (TASK_FAILED), freeze and disk; ABORTED
  */
-export async function openParent(options: OpenParentOptions): Promise<{ parent: Parent; origin: ParentOrigin }> {
+export async function openParent(
+  options: OpenParentOptions,
+): Promise<{ parent: Parent; origin: ParentOrigin }> {
   const { host, image, onProgress, signal } = options;
   const accel = await chooseAccelerator({
     host,

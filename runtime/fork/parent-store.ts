@@ -3,7 +3,12 @@ import { chmodSync, chownSync, existsSync, mkdirSync, readdirSync, statSync, uti
 import { mkdtemp, readFile, rename, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { codeOf, FlurryError } from "../../errors/errors.ts";
-import { type Descriptor, decodeDescriptor, descriptorHash, encodeDescriptor } from "../../memserver/descriptor.ts";
+import {
+  type Descriptor,
+  decodeDescriptor,
+  descriptorHash,
+  encodeDescriptor,
+} from "../../memserver/descriptor.ts";
 import { copyMemory, hashMemory } from "../../memserver/memory-image.ts";
 import type { Host } from "../vm/host.ts";
 import { reapLeftoverFiles, temporaryPrefix } from "../vm/owner.ts";
@@ -59,7 +64,9 @@ export class ParentStore {
       return { hash, descriptor, descriptorBytes: bytes.length, imagePath: join(this.#dir, hash, "memory") };
     } catch (error) {
       if (codeOf(error) !== "ENOSPC") throw error;
-      throw new FlurryError("NO_SPACE", `Cannot keep a parent in "${this.#dir}": the disk is full`, { cause: error });
+      throw new FlurryError("NO_SPACE", `Cannot keep a parent in "${this.#dir}": the disk is full`, {
+        cause: error,
+      });
     } finally {
       await rm(staging, { recursive: true, force: true });
     }
@@ -86,7 +93,8 @@ export class ParentStore {
    */
   async load(hash: string, signal?: AbortSignal): Promise<StoredParent> {
     const dir = join(this.#dir, hash);
-    if (!existsSync(dir)) throw new FlurryError("IMAGE_NOT_FOUND", `No frozen parent "${hash}" in "${this.#dir}"`);
+    if (!existsSync(dir))
+      throw new FlurryError("IMAGE_NOT_FOUND", `No frozen parent "${hash}" in "${this.#dir}"`);
     const bytes = await readFile(join(dir, "descriptor"));
     if (descriptorHash(bytes) !== hash) throw corrupt(dir, "its descriptor has changed");
     const descriptor = decodeDescriptor(bytes);
@@ -106,11 +114,13 @@ export class ParentStore {
     const imagePath = join(dir, "memory");
     if (!existsSync(imagePath)) throw corrupt(dir, "its memory is missing");
     const { size } = statSync(imagePath);
-    if (size !== descriptor.ram.bytes) throw corrupt(dir, `its memory has ${size} bytes, not ${descriptor.ram.bytes}`);
+    if (size !== descriptor.ram.bytes)
+      throw corrupt(dir, `its memory has ${size} bytes, not ${descriptor.ram.bytes}`);
     const stampPath = join(dir, "verified");
     const stamp = stampOf(imagePath);
     if (existsSync(stampPath) && (await readFile(stampPath, "utf8")) === stamp) return;
-    if ((await hashMemory(imagePath, { signal })) !== descriptor.ram.hash) throw corrupt(dir, "its memory has changed");
+    if ((await hashMemory(imagePath, { signal })) !== descriptor.ram.hash)
+      throw corrupt(dir, "its memory has changed");
     await writeFile(stampPath, stamp);
   }
 

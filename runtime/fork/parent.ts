@@ -1,5 +1,5 @@
 import { randomBytes } from "node:crypto";
-import { type Descriptor, checkFingerprint } from "../../memserver/descriptor.ts";
+import { checkFingerprint, type Descriptor } from "../../memserver/descriptor.ts";
 import { incomingStream } from "../../memserver/device-stream.ts";
 import type { Host } from "../vm/host.ts";
 import type { MachineProfile } from "../vm/profile.ts";
@@ -58,6 +58,7 @@ export class Parent implements AsyncDisposable {
       stream: this.#stream,
       id: `vm-${randomBytes(6).toString("hex")}`,
       identity: options.identity,
+      memBytes: this.descriptor.ram.bytes,
       timeoutMs: options.timeoutMs,
       signal: options.signal,
     });

@@ -1,12 +1,11 @@
 import { createHash } from "node:crypto";
-import { once } from "node:events";
 import { accessSync, constants, createReadStream, existsSync } from "node:fs";
 import { readFile, rename, writeFile } from "node:fs/promises";
 import { cpus, release } from "node:os";
 import { join } from "node:path";
 import { pipeline } from "node:stream/promises";
 import { z } from "zod";
-import { FlurryError } from "../../errors/errors.ts";
+import { codeOf, FlurryError } from "../../errors/errors.ts";
 import type { Host } from "./host.ts";
 import { type Accelerator, type BootSource, commandLine, type MachineProfile } from "./profile.ts";
 import { QemuProcess, throwIfAborted } from "./qemu-process.ts";
@@ -93,18 +92,22 @@ async function bootUnderKvm(options: ProbeOptions & { deadlineMs: number }): Pro
   const dir = host.owner.vmDir();
   const args = commandLine({ qemu: host.qemu, profile, ram: { kind: "anonymous" }, dir, boot });
   await using qemu = await QemuProcess.start({ host, dir, args, signal });
-  const deadline = AbortSignal.timeout(deadlineMs);
-  const limit = signal ? AbortSignal.any([signal, deadline]) : deadline;
-  const spoke = once(qemu.agentSocket, "data", { signal: limit });
-  qemu.agentSocket.resume();
+  // The agent opens its port once the guest is up: QEMU says so without any word of the agent's.
+  const opened = qemu.qmp.expect("VSERPORT_CHANGE", {
+    filter: ({ data }) => data.open,
+    timeoutMs: deadlineMs,
+    signal,
+  });
   const died = qemu.exited.then((info) => Promise.reject(qemu.exitError(info)));
   try {
-    await Promise.race([spoke, died]);
+    await Promise.race([opened, died]);
   } catch (error) {
-    if (deadline.aborted) throw new FlurryError("BOOT_TIMEOUT", `no word of it after ${deadlineMs} ms`);
+    if (codeOf(error) === "QMP_TIMEOUT") {
+      throw new FlurryError("BOOT_TIMEOUT", `it was not up after ${deadlineMs} ms`, { cause: error });
+    }
     throw error;
   } finally {
-    spoke.catch(() => undefined);
+    opened[Symbol.dispose]();
     died.catch(() => undefined);
   }
   return performance.now() - began;

@@ -62,7 +62,7 @@ export function commandLine(options: CommandLineOptions): string[] {
     ...["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"],
     ...["-device", `virtio-serial-pci,id=serial,addr=0x2,max_ports=2,${DEVICE_OPTIONS}`],
     ...["-chardev", `socket,id=agent,path=${escaped(dir)}/a`],
-    ...["-device", "virtserialport,bus=serial.0,nr=1,chardev=agent,name=flurry.agent"],
+    ...["-device", "virtserialport,id=agentport,bus=serial.0,nr=1,chardev=agent,name=flurry.agent"],
     ...["-blockdev", diskNode(profile.disk)],
     ...["-device", `virtio-blk-pci,drive=root,addr=0x3,num-queues=1,${DEVICE_OPTIONS}`],
     ...bootArgs(options.boot, profile),

@@ -44,7 +44,10 @@ export async function findQemu(signal?: AbortSignal): Promise<QemuBinary> {
 export function parseQemuVersion(path: string, output: string): QemuBinary {
   const match = /version (\d+)\.(\d+)\.\d+/.exec(output);
   if (!match) {
-    throw new FlurryError("QEMU_NOT_FOUND", `"${path}" is no QEMU: its version reads "${output.slice(0, 80)}"`);
+    throw new FlurryError(
+      "QEMU_NOT_FOUND",
+      `"${path}" is no QEMU: its version reads "${output.slice(0, 80)}"`,
+    );
   }
   const major = Number(match[1]);
   const minor = Number(match[2]);

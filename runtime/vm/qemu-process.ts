@@ -122,7 +122,11 @@ class ProcessHandle implements AsyncDisposable {
 
   constructor({ host, args, onConsoleLine }: QemuStart) {
     const [command, ...rest] = confined([host.qemu.path, ...args], host.user);
-    this.#child = spawn(command!, rest, { stdio: ["ignore", "pipe", "pipe"], cwd: "/", env: { PATH: process.env.PATH } });
+    this.#child = spawn(command!, rest, {
+      stdio: ["ignore", "pipe", "pipe"],
+      cwd: "/",
+      env: { PATH: process.env.PATH },
+    });
     this.pid = this.#child.pid ?? -1;
     this.#console = new Tail(this.#child.stdout!, CONSOLE_BYTES, onConsoleLine);
     this.#stderr = new Tail(this.#child.stderr!, STDERR_BYTES);
@@ -151,7 +155,10 @@ class ProcessHandle implements AsyncDisposable {
     const how = info.signal ? `was killed by ${info.signal}` : `exited with status ${info.code}`;
     const stderr = this.stderr();
     if (info.signal === "SIGBUS") {
-      return new FlurryError("NO_SPACE", `QEMU (pid ${this.pid}) ${how}: the tmpfs that holds its memory is full`);
+      return new FlurryError(
+        "NO_SPACE",
+        `QEMU (pid ${this.pid}) ${how}: the tmpfs that holds its memory is full`,
+      );
     }
     return new FlurryError("QEMU_EXITED", `QEMU (pid ${this.pid}) ${how}${stderr ? `: ${stderr}` : ""}`);
   }
@@ -161,9 +168,15 @@ class ProcessHandle implements AsyncDisposable {
     if (error instanceof FlurryError && error.code !== "QEMU_EXITED") return error;
     const info = this.#exit ?? (await Promise.race([this.exited, delay(1000)]));
     if (this.#spawnError) {
-      return new FlurryError("QEMU_START_FAILED", `Cannot start QEMU: ${this.#spawnError.message}`, { cause: error });
+      return new FlurryError("QEMU_START_FAILED", `Cannot start QEMU: ${this.#spawnError.message}`, {
+        cause: error,
+      });
     }
-    const reason = info ? this.exitError(info).message : error instanceof Error ? error.message : String(error);
+    const reason = info
+      ? this.exitError(info).message
+      : error instanceof Error
+        ? error.message
+        : String(error);
     return new FlurryError("QEMU_START_FAILED", `Cannot start a VM: ${reason}`, { cause: error });
   }
 
@@ -188,7 +201,10 @@ function readyLimit(options: QemuStart, handle: ProcessHandle): { failed: Promis
   promise.catch(() => undefined);
   const onAbort = () => reject(abortError(signal));
   const timer = setTimeout(
-    () => reject(new FlurryError("QEMU_START_FAILED", `QEMU (pid ${handle.pid}) is not ready after ${timeoutMs} ms`)),
+    () =>
+      reject(
+        new FlurryError("QEMU_START_FAILED", `QEMU (pid ${handle.pid}) is not ready after ${timeoutMs} ms`),
+      ),
     timeoutMs,
   );
   signal?.addEventListener("abort", onAbort, { once: true });

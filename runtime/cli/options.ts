@@ -1,0 +1,26 @@
+import { FlurryError } from "../../errors/errors.ts";
+
+/** Parser of an option that is a whole number from 1 on. */
+export function positiveInteger(option: string): (value: string) => number {
+  return (value) => {
+    const number = Number(value);
+    if (/^\d+$/.test(value) && Number.isSafeInteger(number) && number > 0) return number;
+    throw new FlurryError("BAD_ARGUMENT", `${option} takes a whole number from 1 on, not "${value}"`);
+  };
+}
+
+/** Parser of an option that is a number above 0. */
+export function positiveNumber(option: string): (value: string) => number {
+  return (value) => {
+    const number = Number(value);
+    if (value.trim() !== "" && Number.isFinite(number) && number > 0) return number;
+    throw new FlurryError("BAD_ARGUMENT", `${option} takes a number above 0, not "${value}"`);
+  };
+}
+
+/** Collects `--env NAME=VALUE`. */
+export function environment(value: string, previous: Record<string, string>): Record<string, string> {
+  const at = value.indexOf("=");
+  if (at <= 0) throw new FlurryError("BAD_ARGUMENT", `--env takes NAME=VALUE, not "${value}"`);
+  return { ...previous, [value.slice(0, at)]: value.slice(at + 1) };
+}
