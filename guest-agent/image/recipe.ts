@@ -129,7 +129,7 @@ export function parseRecipe(text: string, label: string, directory: string): Loa
     const reason = sentence(printParseErrorCode(first.error));
     throw invalid(`${label}:${position(text, first.offset)}`, reason);
   }
-  if (root === undefined) throw invalid(`${label}:1:1`, "The file is empty");
+  if (root === undefined) throw invalid(`${label}:1:1`, "Value expected");
   return checkRecipe(jsonc.getNodeValue(root), { text, root }, label, directory);
 }
 
@@ -155,30 +155,35 @@ function checkRecipe(
   label: string,
   directory: string,
 ): LoadedRecipe {
-  function fault(
-    path: RecipePath,
-    reason: string,
-    options: { cause?: unknown; hint?: string } = {},
-  ): FlurryError {
-    const where =
-      source === undefined ? label : `${label}:${position(source.text, offsetOf(source.root, path))}`;
-    return invalid(where, reason, options);
+  function where(path: RecipePath, find = offsetOf): string {
+    return source === undefined ? label : `${label}:${position(source.text, find(source.root, path))}`;
   }
   const checked = recipeSchema.safeParse(value, { reportInput: true });
-  if (checked.success) return { recipe: checked.data, directory, fault };
+  if (checked.success) {
+    return {
+      recipe: checked.data,
+      directory,
+      fault: (path, reason, options) => invalid(where(path), reason, options),
+    };
+  }
   const issue = checked.error.issues[0];
-  if (issue === undefined) throw fault([], "Invalid recipe");
+  if (issue === undefined) throw invalid(where([]), "Invalid recipe");
   const path = issue.path.filter((part) => typeof part !== "symbol");
+  const subject = path.length === 0 ? "The recipe" : `"${path.join(".")}"`;
   if (issue.code === "unrecognized_keys") {
     const key = issue.keys[0] ?? "";
-    throw fault([...path, key], `Unknown key "${key}"${path.length === 0 ? "" : ` in "${path.join(".")}"`}`);
+    const within = path.length === 0 ? "" : ` in ${subject}`;
+    throw invalid(where([...path, key], offsetOfKey), `Unknown key "${key}"${within}`);
   }
   if (issue.code === "invalid_key") {
-    throw fault(path, `"${path.join(".")}" ${issue.issues[0]?.message ?? "is not a valid key"}`);
+    throw invalid(where(path, offsetOfKey), `${subject} ${issue.issues[0]?.message ?? "is not a valid key"}`);
   }
-  const shown = issue.code === "invalid_format" ? ` ${JSON.stringify(issue.input)}` : "";
-  const subject = path.length === 0 ? "The recipe" : `"${path.join(".")}"`;
-  throw fault(path, `${subject}${shown === "" ? "" : `:${shown}`} ${lowerFirst(issue.message)}`);
+  if (issue.code === "invalid_type") {
+    const missing = issue.input === undefined;
+    throw invalid(where(path), `${subject} ${missing ? "is missing" : `must be of type ${issue.expected}`}`);
+  }
+  const shown = issue.code === "invalid_format" ? `: ${JSON.stringify(issue.input)}` : "";
+  throw invalid(where(path), `${subject}${shown} ${lowerFirst(issue.message)}`);
 }
 
 function invalid(
@@ -193,15 +198,13 @@ function invalid(
 function offsetOf(root: Node, path: RecipePath): number {
   for (let length = path.length; length > 0; length--) {
     const node = jsonc.findNodeAtLocation(root, path.slice(0, length));
-    if (node === undefined) continue;
-    return length === path.length && isUnknownKey(node) ? (node.parent?.offset ?? node.offset) : node.offset;
+    if (node !== undefined) return node.offset;
   }
   return root.offset;
 }
 
-function isUnknownKey(node: Node): boolean {
-  const key = node.parent?.type === "property" ? node.parent.children?.[0]?.value : undefined;
-  return node.parent?.parent?.parent === undefined && key !== undefined && !(key in recipeSchema.shape);
+function offsetOfKey(root: Node, path: RecipePath): number {
+  return jsonc.findNodeAtLocation(root, path)?.parent?.offset ?? offsetOf(root, path);
 }
 
 function position(text: string, offset: number): string {
