@@ -48,7 +48,7 @@ export async function putFile(
     },
   });
   const id = transfer.start("PUT", { path, mode: options.mode ?? 0o644 });
-  const chunks = chunksOf(source)[Symbol.asyncIterator]();
+  const chunks = openSource(source);
   try {
     for (;;) {
       // The guest may refuse while the source is still silent.
@@ -56,13 +56,13 @@ export async function putFile(
       if ("size" in next)
         throw new AgentError("AGENT_PROTOCOL", "The guest ended a file before its end was sent");
       if (next.done) break;
-      await output.write(next.value);
+      await output.write(next.value ?? new Uint8Array(0));
     }
     output.end();
     return await done.promise;
   } catch (error) {
     transfer.abandon(error);
-    await chunks.return?.(undefined);
+    chunks.stop(error);
     throw error;
   }
 }
@@ -198,8 +198,30 @@ class Transfer implements MessageHandler {
   }
 }
 
-async function* chunksOf(source: FileSource): AsyncGenerator<Uint8Array> {
-  if (typeof source === "string") yield new TextEncoder().encode(source);
-  else if (source instanceof Uint8Array) yield source;
-  else yield* source;
+interface Chunks {
+  next(): Promise<{ done: boolean; value?: Uint8Array | undefined }>;
+  /** Lets the source go. It is not waited for: it may be silent for ever. */
+  stop(reason: unknown): void;
+}
+
+async function* once(chunk: Uint8Array): AsyncGenerator<Uint8Array> {
+  yield chunk;
+}
+
+function openSource(source: FileSource): Chunks {
+  const ignored = () => undefined; // the transfer has failed already, with the error that counts
+  if (typeof source === "string") return openSource(new TextEncoder().encode(source));
+  if (source instanceof Uint8Array) return openSource(once(source));
+  if (source instanceof ReadableStream) {
+    const reader = source.getReader();
+    return { next: () => reader.read(), stop: (reason) => void reader.cancel(reason).catch(ignored) };
+  }
+  const iterator = source[Symbol.asyncIterator]();
+  return {
+    next: async () => {
+      const { done, value } = await iterator.next();
+      return { done: done === true, value };
+    },
+    stop: () => void iterator.return?.().catch(ignored),
+  };
 }

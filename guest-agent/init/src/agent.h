@@ -113,9 +113,9 @@ void put_start(const struct msg *m);
 void put_data(struct op *op, const struct view *data);
 void put_finish(struct op *op);
 void get_start(const struct msg *m);
-void get_produce(struct op *op);
+bool get_produce(struct op *op); /* false if it can do nothing now */
 void list_start(const struct msg *m);
-void list_produce(struct op *op);
+bool list_produce(struct op *op);
 void list_free(struct walk *walk);
 /* A zero-terminated copy on the heap, or NULL after the refusal was sent. */
 char *text_copy(uint32_t id, const struct view *v);

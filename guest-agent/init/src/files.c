@@ -130,22 +130,23 @@ void get_start(const struct msg *m) {
   tx_end();
 }
 
-void get_produce(struct op *op) {
+bool get_produce(struct op *op) {
   uint32_t room = op->credit[FL_STREAM_OUT];
   uint8_t *at = tx_data_room(&room);
-  if (at == NULL) return;
+  if (at == NULL) return false;
   ssize_t n = read(op->fd[FL_STREAM_OUT], at, room);
-  if (n < 0 && errno == EINTR) return;
+  if (n < 0 && errno == EINTR) return true;
   if (n < 0) {
     refuse(op->id, "read", op->path, errno);
     op_free(op);
-    return;
+    return true;
   }
   if (n == 0) {
     tx_stream(FL_MSG_END, op->id, FL_STREAM_OUT);
     op_free(op);
-    return;
+    return true;
   }
   op->credit[FL_STREAM_OUT] -= (uint32_t)n;
   tx_data(op->id, FL_STREAM_OUT, (uint32_t)n);
+  return true;
 }

@@ -98,18 +98,18 @@ static int step(struct walk *walk) {
 }
 
 /* Fills one data frame with whole entries. Bounded work a turn, so that control stays quick. */
-void list_produce(struct op *op) {
+bool list_produce(struct op *op) {
   struct walk *walk = op->walk;
   uint32_t room = op->credit[FL_STREAM_OUT], used = 0;
-  if (room < ENTRY_MAX && walk->held_len > room) return;
+  if (walk->held_len > room) return false; /* until there is credit for a whole entry */
   uint8_t *at = tx_data_room(&room);
-  if (at == NULL) return;
+  if (at == NULL) return false;
   for (unsigned turn = 0; turn < 256 && !walk->ended; turn++) {
     int err = walk->held_len == 0 ? step(walk) : 0;
     if (err != 0) {
       tx_error(op->id, FL_ERR_SYS, err, "Cannot list \"%.300s\" in \"%.100s\": %s", walk->path, op->path, strerror(err));
       op_free(op);
-      return;
+      return true;
     }
     if (walk->held_len > room - used) break;
     memcpy(at + used, walk->held, walk->held_len);
@@ -124,4 +124,5 @@ void list_produce(struct op *op) {
     tx_stream(FL_MSG_END, op->id, FL_STREAM_OUT);
     op_free(op);
   }
+  return true;
 }

@@ -139,8 +139,7 @@ bool ops_pump(void) {
   for (unsigned i = 0; i < FL_OPS_MAX && tx_open_for_data(); i++) {
     struct op *op = &ops[(turn + i) % FL_OPS_MAX];
     if ((op->kind != OP_GET && op->kind != OP_LIST) || op->credit[FL_STREAM_OUT] == 0) continue;
-    if (op->kind == OP_GET) get_produce(op);
-    else list_produce(op);
+    if (!(op->kind == OP_GET ? get_produce(op) : list_produce(op))) continue;
     turn = (unsigned)(op - ops) + 1;
     more = true;
   }
