@@ -1,7 +1,7 @@
 import { chmodSync } from "node:fs";
 import { readFile, rm } from "node:fs/promises";
 import { join } from "node:path";
-import { FlurryError } from "../../errors/errors.ts";
+import { codeOf, FlurryError } from "../../errors/errors.ts";
 import type { Descriptor } from "../../memserver/descriptor.ts";
 import { deviceSections } from "../../memserver/device-stream.ts";
 import { RAM_BLOCK } from "../vm/profile.ts";
@@ -33,8 +33,10 @@ export async function freeze(vm: BootedVm, imageHash: string, signal?: AbortSign
   const statePath = join(qemu.dir, "devices");
   const began = performance.now();
   const frozenAt = Date.now();
-  await qemu.qmp.execute("stop", {}, { signal });
-  await qemu.qmp.execute("xen-save-devices-state", { filename: statePath, live: false }, { signal });
+  // Both at once: QEMU takes them in order, and the guest stands still for one round trip less.
+  const stopped = qemu.qmp.execute("stop", {}, { signal });
+  const saved = qemu.qmp.execute("xen-save-devices-state", { filename: statePath, live: false }, { signal });
+  await settled([stopped, saved]);
   const pauseMs = performance.now() - began;
   const deviceState = deviceSections(await readFile(statePath));
   await rm(statePath);
@@ -54,4 +56,15 @@ export async function freeze(vm: BootedVm, imageHash: string, signal?: AbortSign
     imagePath: ramPath,
     pauseMs,
   };
+}
+
+async function settled(commands: Promise<unknown>[]): Promise<void> {
+  try {
+    await Promise.all(commands);
+  } catch (cause) {
+    await Promise.allSettled(commands);
+    if (codeOf(cause) === "ABORTED") throw cause;
+    const reason = cause instanceof Error ? cause.message : String(cause);
+    throw new FlurryError("FREEZE_FAILED", `Cannot freeze the VM: ${reason}`, { cause });
+  }
 }

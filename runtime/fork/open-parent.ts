@@ -16,6 +16,7 @@ export interface GuestImage extends BootSource {
   hash: string;
   /** Read-only root disk. */
   disk: string;
+  manifest: { kernel: { release: string; version: string } };
 }
 
 /** A command that is run in the parent before it is frozen, so that its children find all of it warm. */
@@ -75,6 +76,7 @@ export async function openParent(
   const accel = await chooseAccelerator({
     host,
     boot: image,
+    kernel: `${image.manifest.kernel.release} ${image.manifest.kernel.version}`,
     disk: image.disk,
     onProbe: () => onProgress?.({ step: "probe" }),
     signal,

@@ -1,18 +1,17 @@
 import { createHash } from "node:crypto";
-import { accessSync, constants, createReadStream, existsSync } from "node:fs";
+import { existsSync } from "node:fs";
 import { readFile, rename, writeFile } from "node:fs/promises";
 import { cpus, release } from "node:os";
 import { join } from "node:path";
-import { pipeline } from "node:stream/promises";
 import { z } from "zod";
 import { codeOf, FlurryError } from "../../errors/errors.ts";
+import { kvmDevice, mayUseKvm, type VmUser } from "./confine.ts";
 import type { Host } from "./host.ts";
 import { type Accelerator, type BootSource, commandLine, type MachineProfile } from "./profile.ts";
 import { QemuProcess, throwIfAborted } from "./qemu-process.ts";
 
 /** Milliseconds in which a kernel must boot to its agent under KVM. Where KVM works it takes under two seconds. */
 const KVM_BOOT_DEADLINE_MS = 15_000;
-const KVM_DEVICE = "/dev/kvm";
 
 const verdictSchema = z.strictObject({
   accel: z.enum(["kvm", "tcg"]),
@@ -28,6 +27,8 @@ export type AcceleratorVerdict = z.infer<typeof verdictSchema>;
 export interface ProbeOptions {
   host: Host;
   boot: BootSource;
+  /** Release and version of the kernel that boots. */
+  kernel: string;
   disk: string;
   /** Tells that a probe boot begins; a remembered verdict costs none. */
   onProbe?: (() => void) | undefined;
@@ -46,7 +47,7 @@ export interface ProbeOptions {
 export async function chooseAccelerator(options: ProbeOptions): Promise<AcceleratorVerdict> {
   const forced = process.env.FLURRY_ACCEL;
   if (forced !== undefined && forced !== "") return { ...overruled(forced), key: "" };
-  const key = await verdictKey(options);
+  const key = verdictKey(options);
   const known = await readVerdict(options.host.home);
   if (known?.key === key) return known;
   const verdict = { ...(await probe(options)), key };
@@ -71,7 +72,7 @@ export async function readVerdict(home: string): Promise<AcceleratorVerdict | un
 
 async function probe(options: ProbeOptions): Promise<{ accel: Accelerator; reason: string }> {
   const { host, boot, disk, deadlineMs = KVM_BOOT_DEADLINE_MS, signal } = options;
-  const obstacle = kvmObstacle();
+  const obstacle = kvmObstacle(host.user);
   if (obstacle) return { accel: "tcg", reason: obstacle };
   options.onProbe?.();
   try {
@@ -80,11 +81,11 @@ async function probe(options: ProbeOptions): Promise<{ accel: Accelerator; reaso
   } catch (error) {
     throwIfAborted(signal);
     const first = (error instanceof Error ? error.message : String(error)).split("\n")[0];
-    return { accel: "tcg", reason: `${KVM_DEVICE} opens, but no guest boots under it: ${first}` };
+    return { accel: "tcg", reason: `${kvmDevice()} opens, but no guest boots under it: ${first}` };
   }
 }
 
-/** Boots until the guest's agent says anything at all. Returns milliseconds. */
+/** Boots until the guest's agent opens its port. Returns milliseconds. */
 async function bootUnderKvm(options: ProbeOptions & { deadlineMs: number }): Promise<number> {
   const { host, boot, disk, deadlineMs, signal } = options;
   const began = performance.now();
@@ -113,14 +114,11 @@ async function bootUnderKvm(options: ProbeOptions & { deadlineMs: number }): Pro
   return performance.now() - began;
 }
 
-function kvmObstacle(): string | undefined {
-  if (!existsSync(KVM_DEVICE)) return `there is no ${KVM_DEVICE}`;
-  try {
-    accessSync(KVM_DEVICE, constants.R_OK | constants.W_OK);
-    return undefined;
-  } catch (error) {
-    return `${KVM_DEVICE} does not open: ${error instanceof Error ? error.message : String(error)}`;
-  }
+function kvmObstacle(user: VmUser | undefined): string | undefined {
+  const device = kvmDevice();
+  if (!existsSync(device)) return `there is no ${device}`;
+  if (!mayUseKvm(user)) return `${device} does not open for ${user?.name ?? "this user"}`;
+  return undefined;
 }
 
 function overruled(value: string): { accel: Accelerator; reason: string } {
@@ -130,10 +128,10 @@ function overruled(value: string): { accel: Accelerator; reason: string } {
   return { accel: value, reason: "FLURRY_ACCEL says so" };
 }
 
-async function verdictKey({ host, boot }: ProbeOptions): Promise<string> {
-  const kernel = createHash("sha256");
-  await pipeline(createReadStream(boot.kernel), kernel);
-  const parts = [kernel.digest("hex"), host.qemu.version, release(), cpus()[0]?.model ?? ""];
+function verdictKey({ host, kernel }: ProbeOptions): string {
+  // The obstacle too: rights that were granted since must not be hidden by an old verdict.
+  const obstacle = kvmObstacle(host.user) ?? "";
+  const parts = [kernel, host.qemu.version, release(), cpus()[0]?.model ?? "", kvmDevice(), obstacle];
   return createHash("sha256").update(parts.join("\0")).digest("hex");
 }
 

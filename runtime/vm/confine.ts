@@ -1,4 +1,4 @@
-import { readFileSync } from "node:fs";
+import { existsSync, readFileSync, statSync } from "node:fs";
 import { isRoot } from "../home.ts";
 
 /** The user and groups that a QEMU process runs under. */
@@ -6,8 +6,13 @@ export interface VmUser {
   name: string;
   uid: number;
   gid: number;
-  /** Group that may open /dev/kvm, if this host has one. */
+  /** Group that may open /dev/kvm, if there is one beside root's. */
   kvmGid: number | undefined;
+}
+
+/** The device through which QEMU uses KVM. `$FLURRY_KVM` names another node of it. */
+export function kvmDevice(): string {
+  return process.env.FLURRY_KVM || "/dev/kvm";
 }
 
 /** User that the set-up creates for VMs; `nobody` stands in where it is missing. */
@@ -22,7 +27,7 @@ export function findVmUser(): VmUser | undefined {
   const passwd = readFileSync("/etc/passwd", "utf8");
   const entry = passwdEntry(passwd, VM_USER) ?? passwdEntry(passwd, "nobody");
   if (!entry) return undefined;
-  return { ...entry, kvmGid: groupId(readFileSync("/etc/group", "utf8"), "kvm") };
+  return { ...entry, kvmGid: kvmGroup() };
 }
 
 /** QEMU's own seccomp filter, with every class that it can deny. */
@@ -55,10 +60,18 @@ function passwdEntry(passwd: string, name: string): { name: string; uid: number;
   return { name, uid: Number(fields[2]), gid: Number(fields[3]) };
 }
 
-function groupId(group: string, name: string): number | undefined {
-  const fields = group
-    .split("\n")
-    .map((line) => line.split(":"))
-    .find((entry) => entry[0] === name);
-  return fields ? Number(fields[2]) : undefined;
+/** The group that the device is open to. Root's own is given to no VM. */
+function kvmGroup(): number | undefined {
+  if (!existsSync(kvmDevice())) return undefined;
+  const { gid, mode } = statSync(kvmDevice());
+  return gid !== 0 && (mode & 0o060) === 0o060 ? gid : undefined;
+}
+
+/** Whether VMs may open the KVM device, under the user that they run as. */
+export function mayUseKvm(user: VmUser | undefined): boolean {
+  const { uid, gid, mode } = statSync(kvmDevice());
+  if ((mode & 0o006) === 0o006) return true;
+  if (user) return (uid === user.uid && (mode & 0o600) === 0o600) || user.kvmGid !== undefined;
+  if (uid === process.getuid?.() && (mode & 0o600) === 0o600) return true;
+  return (process.getgroups?.().includes(gid) ?? false) && (mode & 0o060) === 0o060;
 }

@@ -1,5 +1,5 @@
 import { createHash } from "node:crypto";
-import { SANDBOX_ARGS } from "./confine.ts";
+import { kvmDevice, SANDBOX_ARGS } from "./confine.ts";
 import type { QemuBinary } from "./qemu-binary.ts";
 
 export type Accelerator = "kvm" | "tcg";
@@ -85,10 +85,16 @@ export function deviceHash(qemu: QemuBinary, profile: MachineProfile): string {
 
 function machineArgs(qemu: QemuBinary, profile: MachineProfile): string[] {
   return [
-    ...["-accel", profile.accel],
+    ...["-accel", accelerator(profile.accel)],
     ...["-machine", `${qemu.machine},memory-backend=${RAM_BLOCK},${MACHINE_OPTIONS}`],
     ...["-cpu", cpuModel(profile.accel), "-smp", String(profile.cpus), "-m", String(profile.memMiB)],
   ];
+}
+
+function accelerator(accel: Accelerator): string {
+  const device = kvmDevice();
+  // QEMU 8.1 and later can be told another node; the default one is named to none.
+  return accel === "kvm" && device !== "/dev/kvm" ? `kvm,device=${escaped(device)}` : accel;
 }
 
 function ramObject(qemu: QemuBinary, profile: MachineProfile, ram: RamSource): string {
