@@ -4,7 +4,7 @@ import { chmod, link, mkdir, readdir, readFile, stat, writeFile } from "node:fs/
 import { join, resolve } from "node:path";
 import { codeOf, FlurryError } from "../../errors/errors.ts";
 import { buildAgent } from "../init/build.ts";
-import { debTime, PrivateApt } from "./apt.ts";
+import { type Deb, debTime, PrivateApt } from "./apt.ts";
 import { readHostApt, readHostRelease } from "./apt-sources.ts";
 import { canonical } from "./canonical.ts";
 import { packAgent, packModules, unpackKernel } from "./kernel.ts";
@@ -13,7 +13,15 @@ import { type LoadedRecipe, loadRecipe, type RecipeInput } from "./recipe.ts";
 import { checkRequirements } from "./requirements.ts";
 import { buildRootfs } from "./rootfs.ts";
 import { openScratch } from "./scratch.ts";
-import { claimName, findByKey, type Image, openStaging, publish } from "./store.ts";
+import {
+  claimName,
+  findByKey,
+  type Image,
+  listImages,
+  type Manifest,
+  openStaging,
+  publish,
+} from "./store.ts";
 
 /** Raised whenever the same inputs give another image. */
 const builderVersion = 4;
@@ -64,7 +72,7 @@ export async function buildImage(recipe: RecipeInput | string, options: BuildIma
 }
 
 async function buildOrFind(source: RecipeInput | string, options: BuildImageOptions): Promise<Image> {
-  const { signal, onProgress = () => undefined } = options;
+  const { signal, rebuild = false, onProgress = () => undefined } = options;
   const home = resolve(options.home);
   const loaded = await loadRecipe(source);
   const host = await readHostRelease();
@@ -74,13 +82,13 @@ async function buildOrFind(source: RecipeInput | string, options: BuildImageOpti
   const diskKey = await inputsKey(loaded, [suite, host.arch]);
   const key = createHash("sha256").update(`${diskKey} ${agent.sha256}`).digest("hex").slice(0, 32);
 
-  const hit = options.rebuild ? undefined : await findByKey(home, "by-key", key);
+  const hit = rebuild ? undefined : await findByKey(home, "by-key", key);
   if (hit !== undefined) return await current(home, hit);
   await checkRequirements();
   await mkdir(home, { recursive: true, mode: 0o755 });
   await using _building = await acquireLock(join(home, "cache", "locks", diskKey), signal);
-  const plan = { home, loaded, arch: host.arch, agent, suite, key, diskKey, onProgress, signal };
-  if (options.rebuild) return await build(plan);
+  const plan = { home, loaded, arch: host.arch, agent, suite, key, diskKey, rebuild, onProgress, signal };
+  if (rebuild) return await build(plan);
   // Another process may have built it while this one waited.
   const made = await findByKey(home, "by-key", key);
   if (made !== undefined) return await current(home, made);
@@ -100,6 +108,7 @@ interface Plan {
   suite: string;
   key: string;
   diskKey: string;
+  rebuild: boolean;
   onProgress: (progress: BuildProgress) => void;
   signal: AbortSignal | undefined;
 }
@@ -111,15 +120,7 @@ async function build(plan: Plan): Promise<Image> {
   await using staging = await openStaging(home);
   const { debs, kernelDebs, index } = await fetchPackages(plan);
 
-  onProgress({ step: "kernel", detail: "Unpacking the kernel and its modules" });
-  const kernel = await unpackKernel(kernelDebs, scratch.path, signal);
-  await writeFile(join(staging.path, "vmlinuz"), kernel.image);
-  const modules = packModules(kernel.modules);
-  await writeFile(
-    join(staging.path, "initrd"),
-    Buffer.concat([modules, packAgent(await readFile(agent.path))]),
-  );
-
+  const kernel = await takeKernel(plan, kernelDebs, scratch.path, staging.path);
   const times = await Promise.all([...debs, ...kernelDebs].map((deb) => debTime(deb.path)));
   const sourceDateEpoch = recipe.sourceDateEpoch ?? Math.max(...times);
   const packages = await buildRootfs(
@@ -147,13 +148,55 @@ async function build(plan: Plan): Promise<Image> {
     diskKey,
     sourceDateEpoch,
     agentSha256: agent.sha256,
-    kernel: { release: kernel.release, version: kernelDebs[0]?.version ?? "", format: kernel.format },
-    modulesBytes: modules.byteLength,
-    modules: kernel.modules.map((module) => module.name),
+    ...kernel,
     packages,
     env: recipe.env,
     recipe,
   });
+}
+
+/** Writes kernel and initrd, out of the Debian packages or from another image that has the same. */
+async function takeKernel(
+  plan: Plan,
+  debs: Deb[],
+  scratch: string,
+  staging: string,
+): Promise<Pick<Manifest, "kernel" | "modules" | "modulesBytes">> {
+  const { home, agent, rebuild, onProgress, signal } = plan;
+  const packages = Object.fromEntries(debs.map((deb) => [deb.name, deb.version]));
+  const other = rebuild ? undefined : await findByKernel(home, packages);
+  if (other !== undefined) {
+    await link(other.kernel, join(staging, "vmlinuz"));
+    await writeInitrd(staging, await modulesOf(other), agent.path);
+    const { kernel, modules, modulesBytes } = other.manifest;
+    return { kernel, modules, modulesBytes };
+  }
+  onProgress({ step: "kernel", detail: "Unpacking the kernel and its modules" });
+  const { release, format, image, modules } = await unpackKernel(debs, scratch, signal);
+  await writeFile(join(staging, "vmlinuz"), image);
+  const packed = packModules(modules);
+  await writeInitrd(staging, packed, agent.path);
+  return {
+    kernel: { release, format, packages },
+    modules: modules.map((module) => module.name),
+    modulesBytes: packed.byteLength,
+  };
+}
+
+async function findByKernel(home: string, packages: Record<string, string>): Promise<Image | undefined> {
+  const wanted = JSON.stringify(canonical(packages));
+  return (await listImages(home)).find(
+    ({ manifest }) =>
+      manifest.builder === builderVersion && JSON.stringify(canonical(manifest.kernel.packages)) === wanted,
+  );
+}
+
+async function modulesOf(image: Image): Promise<Buffer> {
+  return (await readFile(image.initrd)).subarray(0, image.manifest.modulesBytes);
+}
+
+async function writeInitrd(staging: string, modules: Buffer, agent: string): Promise<void> {
+  await writeFile(join(staging, "initrd"), Buffer.concat([modules, packAgent(await readFile(agent))]));
 }
 
 /** Kernel and disk of another image, with the agent of now. */
@@ -162,11 +205,7 @@ async function renewAgent(plan: Plan, other: Image): Promise<Image> {
   await using staging = await openStaging(home);
   await link(other.kernel, join(staging.path, "vmlinuz"));
   await link(other.disk, join(staging.path, "root.squashfs"));
-  const modules = (await readFile(other.initrd)).subarray(0, other.manifest.modulesBytes);
-  await writeFile(
-    join(staging.path, "initrd"),
-    Buffer.concat([modules, packAgent(await readFile(agent.path))]),
-  );
+  await writeInitrd(staging.path, await modulesOf(other), agent.path);
   await finish(plan, staging.path);
   return await publish(home, staging.path, { ...other.manifest, key, agentSha256: agent.sha256 });
 }

@@ -1,8 +1,6 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { FlurryError } from "../../errors/errors.ts";
 
-/** How long a process group may take to clean up after SIGTERM before it is killed, in milliseconds. */
-const termGraceMs = 20_000;
 const tailLines = 60;
 
 export interface RunOptions {
@@ -52,8 +50,8 @@ export function debianPackageOf(program: string): string {
 
 /**
  * Runs a program in its own process group and waits until it and everything that holds its
- * standard error is gone. An abort ends the group with SIGTERM (mmdebstrap then unmounts and
- * removes its chroot) and, after a grace time, with SIGKILL.
+ * standard error is gone. An abort kills the group at once: what runs in mmdebstrap's PID namespace
+ * would ignore SIGTERM, its mounts end with its mount namespace, and its files lie in our scratch.
  *
  * @throws FlurryError REQUIREMENT_MISSING if the program is not installed, the signal's reason if aborted
  */
@@ -144,25 +142,17 @@ function missingProgram(program: string, cause: unknown): FlurryError {
   );
 }
 
-/** Ends the child's process group when the signal fires. Returns what stops the watching. */
+/** Kills the child's process group when the signal fires. Returns what stops the watching. */
 function killOnAbort(child: ChildProcess, signal: AbortSignal | undefined): () => void {
-  if (signal === undefined) return () => undefined;
-  let timer: ReturnType<typeof setTimeout> | undefined;
-  function onAbort(): void {
-    killGroup(child, "SIGTERM");
-    timer = setTimeout(() => killGroup(child, "SIGKILL"), termGraceMs);
-  }
-  signal.addEventListener("abort", onAbort, { once: true });
-  return () => {
-    signal.removeEventListener("abort", onAbort);
-    clearTimeout(timer);
-  };
+  const onAbort = () => killGroup(child);
+  signal?.addEventListener("abort", onAbort, { once: true });
+  return () => signal?.removeEventListener("abort", onAbort);
 }
 
-function killGroup(child: ChildProcess, name: NodeJS.Signals): void {
+function killGroup(child: ChildProcess): void {
   if (child.pid === undefined) return;
   try {
-    process.kill(-child.pid, name);
+    process.kill(-child.pid, "SIGKILL");
   } catch (error) {
     // ESRCH: the group ended by itself in the meantime.
     if ((error as NodeJS.ErrnoException).code !== "ESRCH") throw error;

@@ -1,4 +1,4 @@
-import { chmod, mkdtemp, readdir, readFile, rm } from "node:fs/promises";
+import { chmod, mkdtemp, readdir, readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { run } from "./process.ts";
 
@@ -44,25 +44,16 @@ async function startTime(pid: number): Promise<string | undefined> {
   return stat?.slice(stat.lastIndexOf(")") + 2).split(" ")[19];
 }
 
+/** Never across a mount, although none should be left. */
+const remove = ["rm", "-rf", "--one-file-system", "--"];
+
 async function removeTree(path: string): Promise<void> {
-  if (process.getuid?.() !== 0) {
+  const chroots = process.getuid?.() === 0 ? [] : await readdir(join(path, "tmp")).catch(() => []);
+  for (const name of chroots) {
     // A chroot that was left behind belongs to subordinate users, whom only their namespace can act for.
-    const chroots = await readdir(join(path, "tmp")).catch(() => []);
-    for (const name of chroots) {
-      await run("mmdebstrap", [
-        "--unshare-helper",
-        "rm",
-        "-rf",
-        "--one-file-system",
-        join(path, "tmp", name),
-      ]);
-    }
+    await run("mmdebstrap", ["--unshare-helper", ...remove, join(path, "tmp", name)]);
   }
-  try {
-    await rm(path, { recursive: true, force: true });
-  } catch (error) {
-    // What is another user's is that user's to remove.
-    const code = (error as NodeJS.ErrnoException).code;
-    if (code !== "EACCES" && code !== "EPERM") throw error;
-  }
+  // What is another user's stays: it is that user's to remove.
+  const [program = "", ...args] = remove;
+  await run(program, [...args, path]);
 }

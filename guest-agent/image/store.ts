@@ -24,7 +24,13 @@ const manifestSchema = z.object({
   diskKey: z.string(),
   sourceDateEpoch: z.number(),
   agentSha256: z.string(),
-  kernel: z.object({ release: z.string(), version: z.string(), format: z.enum(["elf", "bzImage"]) }),
+  kernel: z.object({
+    release: z.string(),
+    /** "elf" is started through PVH, "bzImage" unpacks itself in the guest. */
+    format: z.enum(["elf", "bzImage"]),
+    /** The Debian packages it was taken from, and their versions. */
+    packages: z.record(z.string(), z.string()),
+  }),
   /** Length in bytes of the modules' part of the initrd, which comes before the agent's. */
   modulesBytes: z.number(),
   /** Modules of the initramfs in load order. */

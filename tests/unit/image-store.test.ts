@@ -35,7 +35,7 @@ async function put(name: string, content: string, key = `key-${name}`): Promise<
     diskKey: `disk-${key}`,
     sourceDateEpoch: 1,
     agentSha256: "",
-    kernel: { release: "1", version: "1", format: "elf" },
+    kernel: { release: "1", format: "elf", packages: {} },
     modulesBytes: 0,
     modules: [],
     packages: {},
