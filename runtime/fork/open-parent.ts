@@ -16,7 +16,13 @@ export interface GuestImage extends BootSource {
   hash: string;
   /** Read-only root disk. */
   disk: string;
-  manifest: { kernel: { release: string; version: string } };
+  /** Release of its kernel and the versions of the packages that it comes from. */
+  manifest: { kernel: { release: string; packages: Record<string, string> } };
+}
+
+/** Names the kernel of an image: images with the same one boot alike under an accelerator. */
+export function kernelOf({ manifest: { kernel } }: GuestImage): string {
+  return `${kernel.release} ${JSON.stringify(Object.entries(kernel.packages).sort())}`;
 }
 
 /** A command that is run in the parent before it is frozen, so that its children find all of it warm. */
@@ -76,7 +82,7 @@ export async function openParent(
   const accel = await chooseAccelerator({
     host,
     boot: image,
-    kernel: `${image.manifest.kernel.release} ${image.manifest.kernel.version}`,
+    kernel: kernelOf(image),
     disk: image.disk,
     onProbe: () => onProgress?.({ step: "probe" }),
     signal,

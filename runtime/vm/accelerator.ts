@@ -86,7 +86,7 @@ async function probe(options: ProbeOptions): Promise<{ accel: Accelerator; reaso
 }
 
 /** Boots until the guest's agent opens its port. Returns milliseconds. */
-async function bootUnderKvm(options: ProbeOptions & { deadlineMs: number }): Promise<number> {
+async function bootUnderKvm(options: Omit<ProbeOptions, "kernel"> & { deadlineMs: number }): Promise<number> {
   const { host, boot, disk, deadlineMs, signal } = options;
   const began = performance.now();
   const profile: MachineProfile = { accel: "kvm", memMiB: 256, cpus: 1, disk };

@@ -1,0 +1,117 @@
+import { Command } from "commander";
+import { benchFork, type ForkBenchResult } from "../../bench/fork.ts";
+import { type Aim, forkAims } from "../../bench/fork-aims.ts";
+import type { Distribution } from "../stats.ts";
+import { Host } from "../vm/host.ts";
+import { formatBytes, formatMs, formatTable } from "./format.ts";
+import { ensureImage } from "./image.ts";
+import { positiveInteger } from "./options.ts";
+import { Output } from "./output.ts";
+import { cliSignal } from "./signal.ts";
+
+interface ForkOptions {
+  n: number;
+  memory: number;
+  boots: number;
+  json?: boolean;
+}
+
+const FORK_EXAMPLES = `
+Examples:
+  flurry bench fork
+  flurry bench fork --n 64 --json > fork.json
+
+Under TCG the figures depend on what else the machine does: compare within one run.`;
+
+/** `flurry bench fork`: what a fork costs on this machine. */
+export function benchCommand(): Command {
+  const command = new Command("bench").description("Measures Flurry on this machine");
+  command
+    .command("fork")
+    .summary("Measure boot, freeze and fork")
+    .description("Measures boot, freeze and fork: times round the real operations, and memory")
+    .option("--n <n>", "number of children", positiveInteger("--n"), 32)
+    .option("--memory <MiB>", "memory of a guest", positiveInteger("--memory"), 512)
+    .option("--boots <n>", "VMs to boot and freeze", positiveInteger("--boots"), 5)
+    .option("--json", "print one JSON object")
+    .addHelpText("after", FORK_EXAMPLES)
+    .action((options: ForkOptions) => fork(options));
+  return command;
+}
+
+async function fork(options: ForkOptions): Promise<void> {
+  const signal = cliSignal();
+  // The one JSON object of --json stands alone on stdout, so progress goes to stderr there too.
+  const output = new Output();
+  await using host = await Host.open({ signal });
+  const image = await ensureImage("base", { home: host.home, output, signal });
+  using progress = output.progress("Measuring");
+  const result = await benchFork({
+    host,
+    image,
+    n: options.n,
+    memMiB: options.memory,
+    boots: options.boots,
+    onProgress: (stage) => progress.describe(stage),
+    signal,
+  });
+  progress.finish();
+  const aims = forkAims(result);
+  output.print(
+    options.json ? JSON.stringify({ ...result, aims }) : `${resultTable(result)}\n\n${aimTable(aims)}`,
+  );
+}
+
+function resultTable(result: ForkBenchResult): string {
+  const time = (name: string, d: Distribution) => [name, formatMs(d.p50), formatMs(d.p99), formatMs(d.max)];
+  const size = (name: string, d: Distribution) => [
+    name,
+    formatBytes(d.p50),
+    formatBytes(d.p99),
+    formatBytes(d.max),
+  ];
+  const rows = [
+    time("cold boot to first answer", result.coldBootMs),
+    time("bare QEMU start", result.bareQemuStartMs),
+    time("freeze pause", result.pauseMs),
+    time("shell start", result.shellStartMs),
+    time("fork to running, warm shell", result.forkRunningMs.warm),
+    time("fork to running, cold shell", result.forkRunningMs.cold),
+    time("fork to first answer, warm shell", result.forkAnswerMs.warm),
+    time("fork to first answer, cold shell", result.forkAnswerMs.cold),
+    size("private memory of a bare QEMU", result.barePrivateBytes),
+    size("private memory of an idle child", result.privateBytesPerChild),
+    [`${result.n} children at once, all running`, formatMs(result.allRunningMs)],
+    [`${result.n} children at once, all answered`, formatMs(result.allAnsweredMs)],
+    ["descriptor", formatBytes(result.descriptorBytes)],
+    ["failed forks", String(result.failures)],
+  ];
+  const columns = [
+    { title: `${result.accel}, ${result.cores} cores, ${result.memMiB} MiB` },
+    { title: "p50", align: "right" as const },
+    { title: "p99", align: "right" as const },
+    { title: "max", align: "right" as const },
+  ];
+  return `${result.qemu}\n${formatTable(columns, rows)}`;
+}
+
+function aimTable(aims: readonly Aim[]): string {
+  const rows = aims.map((aim) => [
+    aim.met ? "met" : "missed",
+    aim.name,
+    show(aim, aim.value),
+    show(aim, aim.below),
+  ]);
+  const columns = [
+    { title: "" },
+    { title: "aim (two cores, TCG, 512 MiB)" },
+    { title: "measured", align: "right" as const },
+    { title: "below", align: "right" as const },
+  ];
+  return formatTable(columns, rows);
+}
+
+function show({ unit }: Aim, value: number): string {
+  if (unit === "ms") return formatMs(value);
+  return unit === "bytes" ? formatBytes(value) : value.toFixed(3);
+}
