@@ -16,6 +16,9 @@ static struct {
   int fd;       /* -1 while nobody is connected to the listening socket */
   int listener;
   bool readable, gone, blocked;
+  /* A new host spoke, but the port was not yet seen connected. Its bytes can overtake the driver's
+   * news that it came: a hang-up seen then is the last host's, and must not cost this one its answer. */
+  bool unconfirmed;
 } ch = {.fd = -1, .listener = -1};
 
 static void attach(int fd) {
@@ -87,6 +90,7 @@ void channel_flush(void) {
     ssize_t done = write(ch.fd, p, n);
     if (done > 0) {
       tx_sent((size_t)done);
+      ch.unconfirmed = false;
       continue;
     }
     if (done < 0 && errno == EINTR) continue;
@@ -115,6 +119,7 @@ static bool dispatch(void) {
         break;
       case RX_MARKER: /* a new host: nothing of an earlier one is left over */
         session_reset();
+        ch.unconfirmed = ch.kind == CHANNEL_PORT;
         break;
       case RX_TOO_LARGE:
         session_reset();
@@ -135,7 +140,11 @@ bool channel_pump(void) {
   ssize_t n = read(ch.fd, at, room);
   if (n < 0 && errno == EINTR) return true;
   if (n < 0 && errno == EAGAIN) {
-    ch.readable = ch.gone = false;
+    ch.readable = ch.gone = ch.unconfirmed = false;
+    return false;
+  }
+  if (n == 0 && ch.unconfirmed) {
+    ch.readable = false; /* the driver's wake-up when the host is there brings us back */
     return false;
   }
   if (n <= 0) {
