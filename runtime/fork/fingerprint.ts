@@ -12,7 +12,7 @@ export function fingerprintOf(host: Host, profile: MachineProfile, imageHash: st
   return {
     qemu: host.qemu.version,
     machine: host.qemu.machine,
-    cpu: cpuModel(profile.accel),
+    cpu: cpuModel(profile.accel, host.qemu),
     accel: profile.accel,
     cpus: profile.cpus,
     memBytes: profile.memMiB * 1024 * 1024,

@@ -72,9 +72,13 @@ export function commandLine(options: CommandLineOptions): string[] {
 }
 
 /** CPU model: pinned, since QEMU does not notice a different one on restore. */
-export function cpuModel(accel: Accelerator): string {
+export function cpuModel(accel: Accelerator, qemu: QemuBinary): string {
+  if (accel === "kvm") return "host,migratable=on";
   // 5-level paging only makes every page-table walk longer for guests of this size.
-  return accel === "kvm" ? "host,migratable=on" : "max,la57=off";
+  const model = "max,la57=off";
+  // Before 8.0, TCG leaves wrong flags after CMPXCHG16B. Linux allocates memory with it, and most
+  // boots end in an oops there; without the feature it uses something else.
+  return qemu.major < 8 ? `${model},cx16=off` : model;
 }
 
 /** Hash over everything of the command line that the guest can tell; part of the fingerprint. */
@@ -87,7 +91,7 @@ function machineArgs(qemu: QemuBinary, profile: MachineProfile): string[] {
   return [
     ...["-accel", accelerator(profile.accel)],
     ...["-machine", `${qemu.machine},memory-backend=${RAM_BLOCK},${MACHINE_OPTIONS}`],
-    ...["-cpu", cpuModel(profile.accel), "-smp", String(profile.cpus), "-m", String(profile.memMiB)],
+    ...["-cpu", cpuModel(profile.accel, qemu), "-smp", String(profile.cpus), "-m", String(profile.memMiB)],
   ];
 }
 
