@@ -40,6 +40,7 @@ export class Connection {
     this.closed = promise;
     this.#resolveClosed = resolve;
     socket.on("data", (chunk: Uint8Array) => this.#receive(chunk));
+    socket.resume(); // whoever handed it over may have paused it, to lose nothing
     socket.on("drain", () => this.#drain());
     socket.on("error", (error) => this.#lose(`the socket failed: ${error.message}`, error));
     socket.on("end", () => this.#lose("the other side closed it"));
