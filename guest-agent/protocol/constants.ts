@@ -75,5 +75,4 @@ export const remoteCodes = [
   "FLOW",
 ] as const;
 
-export type RemoteCode = (typeof remoteCodes)[number];
 export type StreamNumber = (typeof streams)[keyof typeof streams];

@@ -1,4 +1,4 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { existsSync, readFileSync } from "node:fs";
 import type { Socket } from "node:net";
 import { hostname } from "node:os";
@@ -7,6 +7,9 @@ import { limits, MARKER, messageTypes } from "../../guest-agent/protocol/constan
 import { type GuestMessage, parseMessage } from "../../guest-agent/protocol/messages.ts";
 import { rejection } from "../support/agent-peer.ts";
 import { AgentUnderTest } from "../support/agent-process.ts";
+
+// A bound for a machine that has other things to do, no expectation.
+setDefaultTimeout(60_000);
 
 // A frame's head costs at most this part of what it carries, with chunks as small as `yes` makes them.
 const HEADS = 1.05;

@@ -1,9 +1,12 @@
-import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { existsSync, readFileSync } from "node:fs";
 import { limits } from "../../guest-agent/protocol/constants.ts";
 import type { AgentClient } from "../../guest-agent/protocol/mod.ts";
 import { rejection } from "../support/agent-peer.ts";
 import { AgentUnderTest } from "../support/agent-process.ts";
+
+// A bound for a machine that has other things to do, no expectation.
+setDefaultTimeout(60_000);
 
 let agent: AgentUnderTest;
 let client: AgentClient;
