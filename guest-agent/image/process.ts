@@ -8,6 +8,11 @@ export interface RunOptions {
   env?: Record<string, string>;
   /** Text for standard input. Without it standard input is empty. */
   input?: string;
+  /**
+   * Keeps standard input open without writing to it, so that the program sees it end if this
+   * process dies.
+   */
+  lifeline?: boolean;
   /** Called with each line of standard error and, if `collect` is false, of standard output. */
   onLine?: (line: string) => void;
   /**
@@ -62,7 +67,7 @@ export async function run(program: string, args: string[], options: RunOptions =
     cwd: options.cwd,
     // A fixed locale: the messages are parsed.
     env: { ...process.env, ...options.env, LC_ALL: "C.UTF-8" },
-    stdio: [options.input === undefined ? "ignore" : "pipe", "pipe", "pipe"],
+    stdio: [options.input === undefined && !options.lifeline ? "ignore" : "pipe", "pipe", "pipe"],
     detached: true,
   });
   const stopWatching = killOnAbort(child, signal);

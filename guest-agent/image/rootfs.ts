@@ -24,10 +24,17 @@ export interface RootfsOptions {
 /**
  * mmdebstrap gets a repository of exactly the packages that were solved for and fetched, and its
  * tar archive goes straight into tar2sqfs. Both as root and without, mmdebstrap works in its own
- * mount and PID namespaces (unshare), so no mount or process outlives it.
+ * mount and PID namespaces (unshare), so no mount or process outlives it. If the builder dies,
+ * standard input ends and the whole process group with it.
  */
-const pipeline = `status=$1 output=$2; shift 2
+const pipeline = `exec 3<&0 < /dev/null
+(read -r _; kill -s KILL 0) <&3 > /dev/null 2>&1 &
+watcher=$! status=$1 output=$2; shift 2
+exec 3<&-
 { rc=0; "$@" || rc=$?; echo "$rc" > "$status"; } | tar2sqfs -q -f -c lz4 "$output"
+rc=$?
+kill "$watcher"
+exit "$rc"
 `;
 
 /** Share of the time at which a message of mmdebstrap appears, measured on the built-in recipes. */
@@ -70,7 +77,7 @@ export async function buildRootfs(
   const result = await run(
     "sh",
     [
-      ...["-c", pipeline, "sh", status, output],
+      ...["-c", pipeline, "sh", status, output, ...privateMounts()],
       ...["mmdebstrap", "--verbose", "--mode=unshare", "--variant=essential", "--format=tar"],
       ...[`--architectures=${options.arch}`, "--skip=cleanup/apt"],
       ...(wanted.length === 0 ? [] : [`--include=${wanted.join(",")}`]),
@@ -83,6 +90,7 @@ export async function buildRootfs(
       env: { TMPDIR: temporary, SOURCE_DATE_EPOCH: String(epoch) },
       collect: false,
       onLine: watcher.take,
+      lifeline: true,
       signal,
     },
   );
@@ -90,6 +98,14 @@ export async function buildRootfs(
   if (exitCode !== "0") throw watcher.commandFailure(loaded) ?? failure("mmdebstrap failed", result.tail);
   if (result.exitCode !== 0) throw failure("Cannot write the disk image", result.tail);
   return watcher.packages;
+}
+
+/**
+ * As root, mmdebstrap's mounts would spread to the host where / is a shared mount, as systemd makes
+ * it. Without root a user namespace keeps them apart.
+ */
+function privateMounts(): string[] {
+  return process.getuid?.() === 0 ? ["unshare", "--mount", "--propagation", "private", "--"] : [];
 }
 
 /** A hard link where the file systems allow it; never a change to the shared package file. */

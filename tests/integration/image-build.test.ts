@@ -1,14 +1,17 @@
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
-import { execFileSync, spawnSync } from "node:child_process";
+import { execFileSync, spawn, spawnSync } from "node:child_process";
+import { once } from "node:events";
 import { chmod, mkdir, mkdtemp, readdir, readFile, rm, stat, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { dirname, join, resolve } from "node:path";
+import { createInterface } from "node:readline";
+import { setTimeout } from "node:timers/promises";
 import { type BuildProgress, buildImage, type Image, type RecipeInput } from "../../guest-agent/image/mod.ts";
 
 const isRoot = process.getuid?.() === 0;
 const repository = resolve(import.meta.dirname, "../..");
-/** A build with nothing cached fetches some 60 MB. */
-const timeout = 240_000;
+/** A build with nothing cached fetches some 60 MB, and other tests may need the cores. */
+const timeout = 600_000;
 
 let directory: string;
 let home: string;
@@ -60,10 +63,17 @@ async function expectNothingLeft(): Promise<void> {
   const images = await readdir(join(home, "images")).catch(() => []);
   expect(images.filter((name) => name.startsWith("."))).toEqual([]);
   expect(await readFile("/proc/self/mountinfo", "utf8")).not.toContain(scratch);
+  expect(await processesIn(scratch)).toEqual([]);
+}
+
+/** Command lines that name the directory. */
+async function processesIn(path: string): Promise<string[]> {
+  const found: string[] = [];
   for (const pid of (await readdir("/proc")).filter((name) => /^\d+$/.test(name))) {
     const commandLine = await readFile(join("/proc", pid, "cmdline"), "latin1").catch(() => "");
-    expect(commandLine).not.toContain(scratch);
+    if (commandLine.includes(path)) found.push(commandLine.replaceAll("\0", " "));
   }
+  return found;
 }
 
 function readFromDisk(image: Image, path: string): string {
@@ -206,6 +216,40 @@ describe("buildImage()", () => {
         (caught: unknown) => caught,
       );
       expect(error).toMatchObject({ code: "ABORTED" });
+      await expectNothingLeft();
+    },
+    timeout,
+  );
+
+  test(
+    "leaves no process and no mount when killed in mid-build, and no file after the next start",
+    async () => {
+      const path = await writeRecipe('{ "name": "killed" }');
+      // A shared mount tree, as systemd sets it up, would spread mmdebstrap's mounts to the host.
+      const shared = ["unshare", "--mount", "sh", "-c", 'mount --make-rshared / && exec "$@"', "sh"];
+      const command = [
+        process.execPath,
+        join(repository, "runtime/cli/main.ts"),
+        "image",
+        "build",
+        path,
+        "--json",
+      ];
+      const [program = "", ...args] = isRoot && canMount() ? [...shared, ...command] : command;
+      const builder = spawn(program, args, {
+        env: { ...process.env, FLURRY_HOME: home },
+        stdio: ["ignore", "pipe", "inherit"],
+      });
+      const died = once(builder, "close");
+      for await (const line of createInterface(builder.stdout)) if (line.includes("Setting up")) break;
+      expect(await processesIn(scratch)).not.toEqual([]);
+      expect(await readFile(`/proc/${builder.pid}/mountinfo`, "utf8")).not.toContain(scratch);
+      builder.kill("SIGKILL");
+      await died;
+      while ((await processesIn(scratch)).length > 0) await setTimeout(20);
+      expect((await readdir(scratch)).length).toBe(1);
+
+      expect((await errorOf({ name: "next", packages: ["coreutilz"] })).code).toBe("RECIPE_INVALID");
       await expectNothingLeft();
     },
     timeout,
