@@ -10,6 +10,7 @@ const run = promisify(execFile);
 const sourceDir = join(import.meta.dirname, "src");
 
 const commonFlags = ["-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror"];
+const SANITIZER_PACKAGES = "apt-get install clang libclang-rt-14-dev";
 const releaseFlags = ["-O2", "-static", "-s", "-Wl,--build-id=none"];
 
 /** What `buildAgent` made: the executable's path and the SHA-256 (hex) of its bytes. */
@@ -79,7 +80,7 @@ async function findCompiler(variant: NonNullable<BuildAgentOptions["variant"]>):
     "REQUIREMENT_MISSING",
     `Cannot build the guest agent: none of ${wanted.join(", ")} is in PATH`,
     {
-      hint: variant === "release" ? "apt-get install musl-tools" : "apt-get install clang libclang-rt-14-dev",
+      hint: variant === "release" ? "apt-get install musl-tools" : SANITIZER_PACKAGES,
     },
   );
 }
@@ -130,6 +131,10 @@ async function tool(
     if (signal?.aborted)
       throw new FlurryError("ABORTED", "The build of the guest agent was aborted", { cause: error });
     const output = error instanceof Error && "stderr" in error ? String(error.stderr).trim() : String(error);
+    if (output.includes("libclang_rt")) {
+      const message = `Cannot build the guest agent: the sanitizer libraries of ${program} are missing`;
+      throw new FlurryError("REQUIREMENT_MISSING", message, { cause: error, hint: SANITIZER_PACKAGES });
+    }
     throw new FlurryError("INTERNAL", `Cannot build the guest agent with ${program}: ${output}`, {
       cause: error,
     });
