@@ -74,10 +74,11 @@ export function commandLine(options: CommandLineOptions): string[] {
 /** CPU model: pinned, since QEMU does not notice a different one on restore. */
 export function cpuModel(accel: Accelerator, qemu: QemuBinary): string {
   if (accel === "kvm") return "host,migratable=on";
-  // 5-level paging only makes every page-table walk longer for guests of this size.
-  const model = "max,la57=off";
-  // Before 8.0, TCG leaves wrong flags after CMPXCHG16B. Linux allocates memory with it, and most
-  // boots end in an oops there; without the feature it uses something else.
+  // A fixed model means the same on every QEMU, which `max` does not. This one has AVX2, and no
+  // "fast" string instructions: Linux clears and copies memory with them where they are offered, and
+  // TCG executes them byte by byte (a copy in the guest takes three times as long with `max`). The
+  // rest are features of the model that TCG lacks and would warn about.
+  const model = "Haswell-noTSX,erms=off,pcid=off,tsc-deadline=off,invpcid=off";
   return qemu.major < 8 ? `${model},cx16=off` : model;
 }
 
