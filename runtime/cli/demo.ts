@@ -1,13 +1,14 @@
 import { mkdtempSync } from "node:fs";
-import { readFile, rm, writeFile } from "node:fs/promises";
+import { readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
-import { join, resolve } from "node:path";
+import { join } from "node:path";
 import { Command } from "commander";
 import { FlurryError } from "../../errors/errors.ts";
 import { ColdVm } from "../fork/cold-vm.ts";
 import { type RunTasksOptions, runTasks, type TaskResult } from "../jobs/run-tasks.ts";
 import { taskWarmUp } from "../jobs/task.ts";
 import { Host } from "../vm/host.ts";
+import { requireWritable, writeOut } from "./demo-out.ts";
 import { Picture } from "./demo-picture.ts";
 import { demoTable, type Run } from "./demo-table.ts";
 import { divide, type Size, type Tile } from "./demo-tiles.ts";
@@ -61,6 +62,7 @@ export function demoCommand(): Command {
 async function demo(options: DemoOptions): Promise<void> {
   const signal = cliSignal();
   const output = new Output({ json: options.json ?? false });
+  const out = requireWritable(options.out);
   const scene = await findScene(options.scene);
   const tiles = tilesOf(options);
   await using host = await Host.open({ signal });
@@ -81,8 +83,8 @@ async function demo(options: DemoOptions): Promise<void> {
   const forked = await render(job, `Rendering ${tiles.length} tiles in forked VMs`, (start) =>
     session.parent.fork(start),
   );
-  await writeFile(options.out, forked.picture.toPng());
-  output.print(`\nPicture: ${resolve(options.out)} (${tiles.length} tiles, each from a child of its own)`);
+  await writeOut(out, forked.picture.toPng());
+  output.print(`\nPicture: ${out} (${tiles.length} tiles, each from a child of its own)`);
   const cold = options.compare
     ? await render(job, `The same with ${tiles.length} cold-booted VMs`, ({ identity, signal }) =>
         ColdVm.start({ host, profile: session.parent.profile, boot: image, identity, signal }),
@@ -93,7 +95,7 @@ async function demo(options: DemoOptions): Promise<void> {
   if (differences !== undefined) output.print(comparison(differences));
   output.emit({
     event: "done",
-    picture: resolve(options.out),
+    picture: out,
     origin: session.origin,
     forked: figures(forked),
     cold: cold && figures(cold),

@@ -1,4 +1,4 @@
-import { existsSync } from "node:fs";
+import { accessSync, constants, existsSync } from "node:fs";
 import { mkdir } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import { Command } from "commander";
@@ -7,6 +7,7 @@ import { resolveImage } from "../../guest-agent/image/mod.ts";
 import { runTasks, type TaskEvent, type TaskResult } from "../jobs/run-tasks.ts";
 import { taskWarmUp } from "../jobs/task.ts";
 import { Host } from "../vm/host.ts";
+import { reapLeftoverFiles } from "../vm/owner.ts";
 import { formatMs } from "./format.ts";
 import { LinePrefixer } from "./line-prefixer.ts";
 import { environment, positiveInteger, positiveNumber } from "./options.ts";
@@ -98,6 +99,8 @@ async function run(argv: string[], options: RunOptions): Promise<void> {
     onEvent: (event) => {
       show.event(event);
       if (event.event === "ended") progress.advance();
+      // A task that prints faster than the reader reads is held up, all the way into its VM.
+      if (process.stdout.writableNeedDrain) return drained(process.stdout);
     },
     signal,
   });
@@ -148,14 +151,19 @@ class TaskPrinter {
     const key = `${task} ${stream}`;
     const known = this.#lines.get(key);
     if (known) return known;
-    const made = new LinePrefixer((line) => {
-      this.#output.emit({ event: stream, task, line });
-      if (stream === "stdout") this.#output.print(`[${task}] ${line}`);
-      else this.#output.note(`[${task}] ${line}`);
+    const made = new LinePrefixer((lines) => {
+      for (const line of lines) this.#output.emit({ event: stream, task, line });
+      const text = lines.map((line) => `[${task}] ${line}`).join("\n");
+      if (stream === "stdout") this.#output.print(text);
+      else this.#output.note(text);
     });
     this.#lines.set(key, made);
     return made;
   }
+}
+
+function drained(stream: NodeJS.WriteStream): Promise<void> {
+  return new Promise((resolve) => stream.once("drain", resolve));
 }
 
 /** Refuses to mix outputs with those of an earlier run: nothing is ever overwritten. */
@@ -166,11 +174,16 @@ async function makeOutDir(dir: string, count: number): Promise<string> {
     throw new FlurryError(
       "BAD_ARGUMENT",
       `Cannot write to "${dir}": it holds the outputs of task ${index} already`,
-      {
-        hint: "name another directory with --out, or remove that one",
-      },
+      { hint: "name another directory with --out, or remove that one" },
     );
   }
-  await mkdir(path, { recursive: true });
+  try {
+    await mkdir(path, { recursive: true });
+    accessSync(path, constants.W_OK | constants.X_OK);
+    reapLeftoverFiles(path);
+  } catch (cause) {
+    const reason = cause instanceof Error ? cause.message : String(cause);
+    throw new FlurryError("BAD_ARGUMENT", `Cannot write to "${dir}": ${reason}`, { cause });
+  }
   return path;
 }

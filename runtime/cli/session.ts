@@ -28,7 +28,9 @@ export async function openSession(options: ForkSessionOptions): Promise<ForkSess
   using progress = output.progress("Parent");
   const opened = await openParent({
     ...options,
-    onProgress: (event) => progress.describe(progressText(event)),
+    onProgress: (event) => {
+      if (event.step !== "console" || event.line.trim() !== "") progress.describe(progressText(event));
+    },
   });
   progress.finish(originText(opened.origin));
   const { parent, origin } = opened;
@@ -39,16 +41,16 @@ export async function openSession(options: ForkSessionOptions): Promise<ForkSess
 }
 
 /** Says in words what a parent is doing. */
-export function progressText(event: ParentProgress): string {
+function progressText(event: ParentProgress): string {
   switch (event.step) {
     case "probe":
       return "trying whether guests boot under KVM (once on this machine)";
     case "boot":
       return `booting (${event.accel.accel}: ${event.accel.reason})`;
     case "console":
-      return `booting | ${event.line}`;
+      return `booting: ${event.line.trim()}`;
     case "warm-up":
-      return `warming up with ${event.argv[0]}`;
+      return "warming up";
     case "freeze":
       return "freezing";
     case "keep":

@@ -48,13 +48,21 @@ export async function runTasks(options: RunTasksOptions): Promise<TaskResult[]> 
   const stop = new AbortController();
   const signal = options.signal ? AbortSignal.any([options.signal, stop.signal]) : stop.signal;
   const running: Promise<TaskResult>[] = [];
+  const failures: unknown[] = [];
   try {
     for (let index = 0; index < options.count; index++) {
       const ticket = await options.admission.acquire({ signal });
-      running.push(runOne(options, index, signal).finally(() => ticket[Symbol.dispose]()));
-      running.at(-1)?.catch(() => stop.abort());
+      const run = runOne(options, index, signal).finally(() => ticket[Symbol.dispose]());
+      running.push(run);
+      run.catch((error) => {
+        failures.push(error);
+        stop.abort();
+      });
     }
     return await Promise.all(running);
+  } catch (error) {
+    // The others fail because of the first one.
+    throw failures[0] ?? error;
   } finally {
     stop.abort();
     await Promise.allSettled(running);

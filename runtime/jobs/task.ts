@@ -1,12 +1,13 @@
 import { createWriteStream } from "node:fs";
 import { chmod, mkdir, rename, rm } from "node:fs/promises";
-import { dirname, join } from "node:path";
+import { basename, dirname, join } from "node:path";
 import { Readable } from "node:stream";
 import { pipeline } from "node:stream/promises";
 import { codeOf, FlurryError } from "../../errors/errors.ts";
 import type { AgentClient } from "../../guest-agent/protocol/mod.ts";
 import type { StartTimes } from "../fork/child.ts";
 import type { WarmUp } from "../fork/open-parent.ts";
+import { temporaryPrefix } from "../vm/owner.ts";
 
 /** Directory in the guest whose content a task leaves behind. */
 export const OUT_DIR = "/out";
@@ -130,8 +131,8 @@ async function fetchOutputs(vm: TaskVm, outDir: string, signal: AbortSignal | un
       `${OUT_DIR} claims ${total} bytes, more than the guest's memory of ${vm.memBytes}`,
     );
   }
-  const staging = `${outDir}.part`;
-  await rm(staging, { recursive: true, force: true });
+  // A name that says whose it is, so that what a killed run leaves here is found again.
+  const staging = join(dirname(outDir), `${temporaryPrefix()}${basename(outDir)}`);
   await mkdir(staging, { recursive: true });
   try {
     let files = 0;
