@@ -122,7 +122,7 @@ export class Child implements AsyncDisposable {
 
   /**
    * Host memory, in bytes, that exists for this child alone: changed guest pages and QEMU's own heap.
-   * Source: Private_* of /proc/PID/smaps_rollup.
+   * See `privateBytesOf`.
    */
   privateBytes(): number {
     return privateBytesOf(this.pid);
@@ -148,10 +148,13 @@ export async function explainAgentError(error: unknown, id: string, qemu: QemuPr
   return new FlurryError("CHILD_DIED", `${id} died: ${how}`, { cause: error });
 }
 
-/** Private memory of a process in bytes (proc(5), smaps_rollup). */
+/**
+ * Memory of a process, in bytes, that is nobody else's and no file's (proc(5), smaps_rollup). Clean
+ * pages of files do not count: they are private only as long as no sibling maps them too.
+ */
 export function privateBytesOf(pid: number): number {
   const rollup = readFileSync(`/proc/${pid}/smaps_rollup`, "utf8");
-  const kilobytes = [...rollup.matchAll(/^Private_(?:Clean|Dirty): +(\d+) kB$/gm)].map((match) =>
+  const kilobytes = [...rollup.matchAll(/^(?:Private_Dirty|Swap): +(\d+) kB$/gm)].map((match) =>
     Number(match[1]),
   );
   return kilobytes.reduce((sum, kb) => sum + kb, 0) * 1024;
