@@ -25,6 +25,8 @@ export interface WaitOptions {
 /**
  * Hash of a flat memory image: SHA-256 over the SHA-256 of each 1 MiB chunk in order, where a chunk
  * of zeros counts as 32 zero bytes. Hex.
+ *
+ * @throws FlurryError ABORTED
  */
 export async function hashMemory(path: string, options: WaitOptions = {}): Promise<string> {
   await using source = await open(path, "r");
@@ -34,8 +36,8 @@ export async function hashMemory(path: string, options: WaitOptions = {}): Promi
 /**
  * Copies a memory image into a new sparse file and hashes it on the way.
  *
- * @throws FlurryError NO_SPACE when the target's disk is full. The target is then incomplete and the
- * caller's to remove.
+ * @throws FlurryError NO_SPACE when the target's disk is full, ABORTED. The target is then incomplete and
+ * the caller's to remove.
  */
 export async function copyMemory(from: string, to: string, options: WaitOptions = {}): Promise<MemoryImage> {
   await using source = await open(from, "r");
@@ -61,7 +63,9 @@ async function walk(
   const root = createHash("sha256");
   const buffer = Buffer.alloc(CHUNK_BYTES);
   for (let offset = 0; ; ) {
-    options.signal?.throwIfAborted();
+    if (options.signal?.aborted) {
+      throw new FlurryError("ABORTED", "Aborted by the caller", { cause: options.signal.reason });
+    }
     const { bytesRead } = await source.read(buffer, 0, CHUNK_BYTES, offset);
     if (bytesRead === 0) return root.digest("hex");
     const chunk = buffer.subarray(0, bytesRead);

@@ -25,7 +25,7 @@ const DEFAULT_NAME = "qemu-system-x86_64";
 /**
  * Finds QEMU: `$FLURRY_QEMU` (a path or a name), else `qemu-system-x86_64` in PATH.
  *
- * @throws FlurryError QEMU_NOT_FOUND when it is missing or does not run.
+ * @throws FlurryError QEMU_NOT_FOUND when it is missing or does not run, ABORTED
  */
 export async function findQemu(signal?: AbortSignal): Promise<QemuBinary> {
   const path = locate(process.env.FLURRY_QEMU || DEFAULT_NAME);
@@ -34,7 +34,7 @@ export async function findQemu(signal?: AbortSignal): Promise<QemuBinary> {
     const options = signal ? { timeout: 20_000, signal } : { timeout: 20_000 };
     ({ stdout: output } = await promisify(execFile)(path, ["--version"], options));
   } catch (cause) {
-    signal?.throwIfAborted();
+    if (signal?.aborted) throw new FlurryError("ABORTED", "Aborted by the caller", { cause: signal.reason });
     throw new FlurryError("QEMU_NOT_FOUND", `Cannot run "${path} --version": ${messageOf(cause)}`, { cause });
   }
   return parseQemuVersion(path, output);

@@ -1,0 +1,156 @@
+import { describe, expect, test } from "bun:test";
+import { Admission, availableMemory, hostLimits, type Ticket } from "../../runtime/fork/admission.ts";
+import { rejection } from "../support/agent-peer.ts";
+
+const MIB = 1024 * 1024;
+const GUEST = 512 * MIB;
+
+/** Asks for places, and tells which are given. */
+function ask(admission: Admission, names: string[], given: string[], signal?: AbortSignal) {
+  return names.map(async (name) => {
+    const ticket = await admission.acquire({ signal });
+    given.push(name);
+    return ticket;
+  });
+}
+
+/** Lets everything happen that can happen now. */
+async function settled(): Promise<void> {
+  await new Promise((resolve) => setImmediate(resolve));
+}
+
+describe("Admission", () => {
+  test("gives places up to the slots, and the next ones in the order of asking", async () => {
+    const admission = new Admission({ memoryBytes: 100 * GUEST, slots: 2 }, GUEST);
+    const given: string[] = [];
+    const asked = ask(admission, ["a", "b", "c", "d"], given);
+    await settled();
+    expect(given).toEqual(["a", "b"]);
+    (await asked[1]!)[Symbol.dispose]();
+    await settled();
+    expect(given).toEqual(["a", "b", "c"]);
+    (await asked[0]!)[Symbol.dispose]();
+    await settled();
+    expect(given).toEqual(["a", "b", "c", "d"]);
+  });
+
+  test("lets nobody overtake who waits already", async () => {
+    const admission = new Admission({ memoryBytes: 100 * GUEST, slots: 1 }, GUEST);
+    const given: string[] = [];
+    const [first] = ask(admission, ["first", "second"], given);
+    const held = await first!;
+    held[Symbol.dispose]();
+    ask(admission, ["late"], given);
+    await settled();
+    expect(given).toEqual(["first", "second"]);
+  });
+
+  test("gives a place back once, however often its ticket is disposed", async () => {
+    const admission = new Admission({ memoryBytes: 100 * GUEST, slots: 1 }, GUEST);
+    const ticket = await admission.acquire();
+    ticket[Symbol.dispose]();
+    ticket[Symbol.dispose]();
+    const given: string[] = [];
+    ask(admission, ["a", "b"], given);
+    await settled();
+    expect(given).toEqual(["a"]);
+  });
+
+  test("takes who gives up out of the queue, and no place is lost", async () => {
+    const admission = new Admission({ memoryBytes: 100 * GUEST, slots: 1 }, GUEST);
+    const held = await admission.acquire();
+    const impatience = new AbortController();
+    const given: string[] = [];
+    const leaving = admission.acquire({ signal: impatience.signal });
+    ask(admission, ["patient"], given);
+    impatience.abort();
+    expect((await rejection(leaving)).code).toBe("ABORTED");
+    held[Symbol.dispose]();
+    await settled();
+    expect(given).toEqual(["patient"]);
+    expect((await rejection(admission.acquire({ signal: impatience.signal }))).code).toBe("ABORTED");
+  });
+
+  test("keeps a place that is given in the moment of an abort", async () => {
+    const admission = new Admission({ memoryBytes: 100 * GUEST, slots: 1 }, GUEST);
+    const held = await admission.acquire();
+    const abort = new AbortController();
+    const waiting = admission.acquire({ signal: abort.signal });
+    held[Symbol.dispose]();
+    abort.abort();
+    const outcome: Ticket | undefined = await waiting.catch(() => undefined);
+    outcome?.[Symbol.dispose]();
+    const given: string[] = [];
+    ask(admission, ["next"], given);
+    await settled();
+    expect(given).toEqual(["next"]);
+  });
+
+  test("keeps children within the memory", async () => {
+    const one = new Admission({ memoryBytes: GUEST, slots: 1 }, GUEST).bytesPerChild;
+    const admission = new Admission({ memoryBytes: 3.5 * one, slots: 100 }, GUEST);
+    const given: string[] = [];
+    const asked = ask(admission, ["a", "b", "c", "d"], given);
+    await settled();
+    expect(given).toEqual(["a", "b", "c"]);
+    expect((await asked[0]!).bytes).toBe(one);
+    (await asked[0]!)[Symbol.dispose]();
+    await settled();
+    expect(given).toEqual(["a", "b", "c", "d"]);
+  });
+
+  test("learns from what children used: a larger one at once, smaller ones little by little", async () => {
+    const admission = new Admission({ memoryBytes: 100 * GUEST, slots: 100 }, GUEST);
+    const guess = admission.bytesPerChild;
+    admission.learn(10 * MIB);
+    expect(admission.bytesPerChild).toBeLessThan(guess);
+    expect(admission.bytesPerChild).toBeGreaterThan(guess * 0.85);
+    admission.learn(2 * guess);
+    expect(admission.bytesPerChild).toBeGreaterThan(2 * guess);
+    for (let child = 0; child < 100; child++) admission.learn(10 * MIB);
+    expect(admission.bytesPerChild).toBeLessThan(20 * MIB);
+  });
+
+  test("admits more when children turn out smaller", async () => {
+    const guess = new Admission({ memoryBytes: GUEST, slots: 1 }, GUEST).bytesPerChild;
+    const admission = new Admission({ memoryBytes: 1.95 * guess, slots: 100 }, GUEST);
+    const given: string[] = [];
+    ask(admission, ["a", "b"], given);
+    await settled();
+    expect(given).toEqual(["a"]);
+    for (let child = 0; child < 10; child++) admission.learn(10 * MIB);
+    await settled();
+    expect(given).toEqual(["a", "b"]);
+  });
+
+  test("never leaves somebody waiting on an empty host, whatever it has learnt meanwhile", async () => {
+    const guess = new Admission({ memoryBytes: GUEST, slots: 1 }, GUEST).bytesPerChild;
+    const admission = new Admission({ memoryBytes: 1.5 * guess, slots: 100 }, GUEST);
+    const held = await admission.acquire();
+    const given: string[] = [];
+    ask(admission, ["waiting"], given);
+    admission.learn(10 * guess);
+    held[Symbol.dispose]();
+    await settled();
+    expect(given).toEqual(["waiting"]);
+  });
+
+  test.each([[{ memoryBytes: 10 * MIB, slots: 4 }], [{ memoryBytes: 100 * GUEST, slots: 0 }]])(
+    "refuses at once what even an empty host has no room for",
+    async (limits) => {
+      const error = await rejection(new Admission(limits, GUEST).acquire());
+      expect(error.code).toBe("ADMISSION_REFUSED");
+      expect(error.message).toMatch(/needs \d+ MiB/);
+    },
+  );
+});
+
+describe("hostLimits()", () => {
+  test("gives an emulated child a core of its own, and stays within the memory that is there", () => {
+    const emulated = hostLimits("tcg", 2);
+    expect(emulated.slots).toBe(2);
+    expect(emulated.memoryBytes).toBeGreaterThan(0);
+    expect(emulated.memoryBytes).toBeLessThan(2 * availableMemory());
+    expect(hostLimits("kvm", 2).slots).toBeGreaterThan(2);
+  });
+});
