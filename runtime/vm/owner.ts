@@ -1,9 +1,12 @@
 import { mkdirSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { join } from "node:path";
-import { FlurryError } from "../../errors/errors.ts";
+import { codeOf, FlurryError } from "../../errors/errors.ts";
 
 /** Milliseconds that a killed process gets to vanish; SIGKILL only waits for the kernel. */
 const REAP_DEADLINE_MS = 10_000;
+/** Longest path of a unix socket (unix(7)), and what VMs add to the directory of their runtime. */
+const SOCKET_PATH_BYTES = 107;
+const VM_PATH_BYTES = "/1234567/q".length;
 
 let sequence = 0;
 
@@ -25,11 +28,20 @@ export class Owner implements AsyncDisposable {
     this.shm = shm;
   }
 
-  /** Reaps what dead runtimes left below both roots, then makes the directories of this one. */
+  /**
+   * Reaps what dead runtimes left below both roots, then makes the directories of this one.
+   *
+   * @throws FlurryError BAD_ARGUMENT when `run` is too long for sockets
+   */
   static async open(roots: { run: string; shm: string }): Promise<Owner> {
     await reapLeftovers(roots);
     const name = ownerName(process.pid, startTimeOf(process.pid)!, sequence++);
     const owner = new Owner(join(roots.run, name), join(roots.shm, name));
+    if (Buffer.byteLength(owner.run) + VM_PATH_BYTES > SOCKET_PATH_BYTES) {
+      throw new FlurryError("BAD_ARGUMENT", `Paths of sockets in "${roots.run}" are too long for the kernel`, {
+        hint: "set FLURRY_RUN to a directory with a shorter path",
+      });
+    }
     mkdirSync(owner.run, { mode: 0o711 });
     mkdirSync(owner.shm, { mode: 0o711 });
     return owner;
@@ -97,9 +109,8 @@ export function processesOf(dir: string): number[] {
 async function killByArgv(dir: string): Promise<void> {
   const deadline = performance.now() + REAP_DEADLINE_MS;
   for (;;) {
-    const pids = processesOf(dir);
+    const pids = processesOf(dir).filter(killOne);
     if (pids.length === 0) return;
-    for (const pid of pids) killOne(pid);
     if (performance.now() > deadline) {
       throw new FlurryError("INTERNAL", `Processes ${pids.join(", ")} of "${dir}" do not die`);
     }
@@ -108,11 +119,14 @@ async function killByArgv(dir: string): Promise<void> {
   }
 }
 
-function killOne(pid: number): void {
+/** Whether it was there and ours: a VM of this runtime is never another user's that it may not kill. */
+function killOne(pid: number): boolean {
   try {
-    process.kill(pid, "SIGKILL");
+    return process.kill(pid, "SIGKILL");
   } catch (error) {
-    if (!(error instanceof Error && "code" in error && error.code === "ESRCH")) throw error;
+    const code = codeOf(error);
+    if (code !== "ESRCH" && code !== "EPERM") throw error;
+    return false;
   }
 }
 
@@ -131,7 +145,7 @@ function readProc(pid: number, file: string): string {
   try {
     return readFileSync(`/proc/${pid}/${file}`, "latin1");
   } catch (error) {
-    const code = error instanceof Error && "code" in error ? error.code : undefined;
+    const code = codeOf(error);
     if (code === "ENOENT" || code === "ESRCH" || code === "EACCES") return "";
     throw error;
   }
