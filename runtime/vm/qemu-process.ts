@@ -208,6 +208,8 @@ function readyLimit(options: QemuStart, handle: ProcessHandle): { failed: Promis
     timeoutMs,
   );
   signal?.addEventListener("abort", onAbort, { once: true });
+  // The signal may have fired while the sockets were made.
+  if (signal?.aborted) onAbort();
   handle.exited.then((info) => reject(handle.exitError(info)));
   return {
     failed: promise,

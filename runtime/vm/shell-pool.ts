@@ -44,16 +44,19 @@ export class ShellPool implements AsyncDisposable {
   /**
    * Changes how many shells are kept, and waits until there are as many.
    *
-   * @throws FlurryError as `Shell.start`
+   * @throws FlurryError as `Shell.start`; ABORTED, also when the pool is disposed meanwhile
    */
   async keep(count: number, signal?: AbortSignal): Promise<void> {
     this.#keep = count;
     this.#lastError = undefined;
-    this.#refill();
-    while (this.#waiting.length < this.#keep) {
+    for (;;) {
+      // Again in each round: one that has started may be dead by now.
+      this.#refill();
+      if (this.#waiting.length >= this.#keep) return;
       throwIfAborted(signal);
+      throwIfAborted(this.#stop.signal);
       if (this.#lastError) throw this.#lastError;
-      await Promise.race(this.#starting);
+      await anyOf(this.#starting, signal);
     }
   }
 
@@ -67,7 +70,11 @@ export class ShellPool implements AsyncDisposable {
       setImmediate(() => this.#refill());
       return { shell, warm: true };
     }
-    return { shell: await Shell.start(this.#spec, signal), warm: false };
+    const started = await Shell.start(this.#spec, signal);
+    // Whatever kept shells from starting is over.
+    this.#lastError = undefined;
+    this.#refill();
+    return { shell: started, warm: false };
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -109,5 +116,17 @@ export class ShellPool implements AsyncDisposable {
     this.#waiting.splice(at, 1);
     // Its place is filled at the next take() or keep(), so that shells which all die are no endless loop.
     await shell[Symbol.asyncDispose]();
+  }
+}
+
+/** Waits until one of them is done, or the signal fires. */
+async function anyOf(promises: Iterable<Promise<void>>, signal: AbortSignal | undefined): Promise<void> {
+  const { promise, resolve } = Promise.withResolvers<void>();
+  const onAbort = () => resolve();
+  signal?.addEventListener("abort", onAbort, { once: true });
+  try {
+    await Promise.race([...promises, promise]);
+  } finally {
+    signal?.removeEventListener("abort", onAbort);
   }
 }
