@@ -1,8 +1,17 @@
 import { Buffer } from "node:buffer";
-import { mkdir, open, stat, writeFile } from "node:fs/promises";
+import { mkdir, open, readFile, stat, writeFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { FlurryError } from "../../errors/errors.ts";
 import { type AptSource, type HostApt, isDebianOrigin, sourcesFor } from "./apt-sources.ts";
+import {
+  dependencies,
+  errorLine,
+  field,
+  nearestName,
+  olderThan,
+  parseUris,
+  withoutStatus,
+} from "./apt-text.ts";
 import { failure, type RunOptions, run, runOrFail } from "./process.ts";
 import type { LoadedRecipe } from "./recipe.ts";
 
@@ -56,7 +65,7 @@ export class PrivateApt {
       await mkdir(join(options.directory, path), { recursive: true });
     }
     await mkdir(join(options.debs, "partial"), { recursive: true });
-    for (const path of ["status", "preferences"]) await writeFile(join(options.directory, path), "");
+    for (const path of ["status", "preferences"]) await writeIfNew(join(options.directory, path), "");
     await apt.#configure();
     return apt;
   }
@@ -162,15 +171,17 @@ export class PrivateApt {
       `APT::Architecture "${this.#host.arch}";`,
       `APT::Architectures "${this.#host.arch}";`,
       'APT::Install-Recommends "false";',
+      // As mmdebstrap has it: apt itself is not essential.
+      'pkgCacheGen::ForceEssential ",";',
       'APT::Get::AllowUnauthenticated "false";',
       'Acquire::Languages "none";',
       'Acquire::Retries "3";',
     ];
     // As root apt fetches as _apt, which must be able to reach the directory.
     if (!(await reachable(dir))) lines.push('APT::Sandbox::User "root";');
-    await writeFile(this.#config, `${lines.join("\n")}\n`);
+    await writeIfNew(this.#config, `${lines.join("\n")}\n`);
     const sources = await Promise.all(this.#sources.map((source, index) => this.#sourceLine(source, index)));
-    await writeFile(join(dir, "sources.list"), `${sources.join("\n")}\n`);
+    await writeIfNew(join(dir, "sources.list"), `${sources.join("\n")}\n`);
   }
 
   async #sourceLine(source: AptSource, index: number): Promise<string> {
@@ -282,42 +293,10 @@ export class PrivateApt {
   }
 }
 
-/** File names out of `apt-get --print-uris`: `'URI' FILE SIZE HASH`. */
-function parseUris(listing: string): string[] {
-  return [...listing.matchAll(/^'[^']*' (\S+\.deb) \d+/gm)].map((match) => match[1] ?? "").sort();
-}
-
-/** Kernel image and modules packages that a kernel package depends on, as NAME=VERSION. */
-function dependencies(record: string, version: string): string[] {
-  const names = (field(record, "Depends") ?? "").match(/\blinux-(?:image|modules)-[a-z0-9+.~-]+/g) ?? [];
-  return names.map((name) => `${name}=${version}`);
-}
-
-function field(record: string, name: string): string | undefined {
-  return new RegExp(`^${name}: (.*)$`, "m").exec(record)?.[1];
-}
-
-function olderThan(version: string, [major, minor]: readonly [number, number]): boolean {
-  const match = /^(\d+)\.(\d+)/.exec(version);
-  const found = [Number(match?.[1]), Number(match?.[2])];
-  return found[0]! < major || (found[0] === major && found[1]! < minor);
-}
-
-function errorLine(tail: string[]): string {
-  const errors = withoutStatus(tail).filter((line) => line.startsWith("E: "));
-  return (errors[0] ?? tail.at(-1) ?? "apt gave no reason").replace(/^E: /, "");
-}
-
-function withoutStatus(tail: string[]): string[] {
-  return tail.filter((line) => !/^(dl|pm)status:/.test(line));
-}
-
-function nearestName(name: string, known: Set<string>): string {
-  const stem = name.slice(0, Math.max(3, name.length - 2));
-  const close = [...known].filter((other) => other.startsWith(stem)).sort((a, b) => a.length - b.length);
-  return close[0] === undefined
-    ? "Search for packages with: apt-cache search WORD"
-    : `Did you mean "${close[0]}"?`;
+/** Leaves a file alone that has the text already: apt's cache is valid as long as its files are not touched. */
+async function writeIfNew(path: string, text: string): Promise<void> {
+  const present = await readFile(path, "utf8").catch(() => undefined);
+  if (present !== text) await writeFile(path, text);
 }
 
 async function reachable(path: string): Promise<boolean> {

@@ -29,7 +29,7 @@ const fileSchema = z
     message: 'needs exactly one of "from" and "content"',
   });
 
-export const recipeSchema = z.strictObject({
+const recipeSchema = z.strictObject({
   /** Name of the image: lower-case letters, digits, dot, dash, underscore. */
   name: z
     .string()
@@ -103,7 +103,7 @@ export function builtInRecipePath(name: string): string {
 }
 
 /** Whether the argument of `image build` is a file rather than the name of a built-in recipe. */
-export function looksLikePath(nameOrPath: string): boolean {
+function looksLikePath(nameOrPath: string): boolean {
   return nameOrPath.includes("/") || /\.jsonc?$/.test(nameOrPath);
 }
 
