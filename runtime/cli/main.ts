@@ -25,8 +25,8 @@ async function main(argv: readonly string[]): Promise<void> {
     throw error;
   });
   const exitCode = await runCli(argv);
-  await flush(process.stdout);
-  await flush(process.stderr);
+  await end(process.stdout);
+  await end(process.stderr);
   process.exit(exitCode);
 }
 
@@ -123,6 +123,7 @@ async function readVersion(): Promise<string> {
   return manifest.version;
 }
 
-function flush(stream: NodeJS.WriteStream): Promise<void> {
-  return new Promise((resolve) => stream.write("", () => resolve()));
+/** Waits until everything is written. On Bun the end alone tells: a write's callback comes too early. */
+function end(stream: NodeJS.WriteStream): Promise<void> {
+  return new Promise((resolve) => stream.end(() => resolve()));
 }

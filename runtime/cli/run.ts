@@ -12,6 +12,7 @@ import { formatMs } from "./format.ts";
 import { LinePrefixer } from "./line-prefixer.ts";
 import { environment, positiveInteger, positiveNumber } from "./options.ts";
 import { Output } from "./output.ts";
+import { PacedSink } from "./paced-sink.ts";
 import { openSession } from "./session.ts";
 import { cliSignal } from "./signal.ts";
 
@@ -66,7 +67,9 @@ export function runCommand(): Command {
 
 async function run(argv: string[], options: RunOptions): Promise<void> {
   const signal = cliSignal();
-  const output = new Output({ json: options.json ?? false });
+  const out = new PacedSink(process.stdout);
+  const err = new PacedSink(process.stderr);
+  const output = new Output({ json: options.json ?? false, out, err });
   const outDir = options.out === undefined ? undefined : await makeOutDir(options.out, options.count);
   await using host = await Host.open({ signal });
   const image = await resolveImage(host.home, options.image);
@@ -96,11 +99,11 @@ async function run(argv: string[], options: RunOptions): Promise<void> {
       outDir: outDir === undefined ? undefined : join(outDir, String(index)),
       timeoutMs: options.timeout === undefined ? undefined : options.timeout * 1000,
     }),
-    onEvent: (event) => {
+    onEvent: async (event) => {
       show.event(event);
       if (event.event === "ended") progress.advance();
       // A task that prints faster than the reader reads is held up, all the way into its VM.
-      if (process.stdout.writableNeedDrain) return drained(process.stdout);
+      await Promise.all([out.drained, err.drained]);
     },
     signal,
   });
@@ -160,10 +163,6 @@ class TaskPrinter {
     this.#lines.set(key, made);
     return made;
   }
-}
-
-function drained(stream: NodeJS.WriteStream): Promise<void> {
-  return new Promise((resolve) => stream.once("drain", resolve));
 }
 
 /** Refuses to mix outputs with those of an earlier run: nothing is ever overwritten. */
