@@ -86,7 +86,9 @@ async function helloOf(qemu: QemuProcess, agent: AgentClient, options: BootOptio
   const { timeoutMs = BOOT_DEADLINE_MS, signal } = options;
   const hello = agent.hello({ timeoutMs, signal });
   const died = qemu.exited.then((info) => {
-    throw bootError("BOOT_FAILED", `The guest did not boot: ${qemu.exitError(info).message}`, qemu);
+    const death = qemu.exitError(info);
+    if (death.code === "NO_SPACE") throw death;
+    throw bootError("BOOT_FAILED", `The guest did not boot: ${death.message}`, qemu);
   });
   try {
     await Promise.race([hello, died]);

@@ -80,9 +80,15 @@ export class Child implements AsyncDisposable {
       const proof = agent.identify(identity, { timeoutMs, signal });
       proof.catch(() => undefined);
       shell.load(options.stream);
-      await running;
-      const runningMs = performance.now() - began;
-      checkProof(identity, await proof);
+      let runningMs = 0;
+      // Together: whichever fails first ends it.
+      const [read] = await Promise.all([
+        proof,
+        running.then(() => {
+          runningMs = performance.now() - began;
+        }),
+      ]);
+      checkProof(identity, read);
       const answerMs = performance.now() - began;
       return new Child(options, agent, { warm, shellMs: options.shellMs, runningMs, answerMs });
     } catch (error) {
@@ -144,7 +150,9 @@ export async function explainAgentError(error: unknown, id: string, qemu: QemuPr
   if (codeOf(error) !== "AGENT_CLOSED") return error;
   // The channel and the process end together, but their events come in either order.
   const info = await within(qemu.exited, EXIT_GRACE_MS);
-  const how = info ? qemu.exitError(info).message : "its agent closed the channel";
+  const death = info && qemu.exitError(info);
+  if (death?.code === "NO_SPACE") return death;
+  const how = death?.message ?? "its agent closed the channel";
   return new FlurryError("CHILD_DIED", `${id} died: ${how}`, { cause: error });
 }
 

@@ -6,6 +6,7 @@ import type { Host } from "../vm/host.ts";
 import type { BootSource, MachineProfile } from "../vm/profile.ts";
 import { deviceHash } from "../vm/profile.ts";
 import { type BootedVm, bootVm } from "./boot.ts";
+import { explainAgentError } from "./child.ts";
 import { freeze } from "./freeze.ts";
 import { Parent } from "./parent.ts";
 import { ParentStore, parentKey, type StoredParent } from "./parent-store.ts";
@@ -170,7 +171,9 @@ async function warmUp(vm: BootedVm, options: MakeOptions): Promise<number> {
   const { argv, env } = options.warmUp;
   options.onProgress?.({ step: "warm-up", argv });
   const began = performance.now();
-  const result = await vm.agent.run(argv, { env, signal: options.signal });
+  const result = await vm.agent.run(argv, { env, signal: options.signal }).catch(async (error) => {
+    throw await explainAgentError(error, "the parent", vm.qemu);
+  });
   if (result.code === 0) return performance.now() - began;
   const how = result.signal ? `was ended by signal ${result.signal}` : `exited with status ${result.code}`;
   throw new FlurryError("TASK_FAILED", `Warm-up "${argv.join(" ")}" ${how}: ${result.stderr.slice(-1000)}`);

@@ -38,9 +38,13 @@ export class Owner implements AsyncDisposable {
     const name = ownerName(process.pid, startTimeOf(process.pid)!, sequence++);
     const owner = new Owner(join(roots.run, name), join(roots.shm, name));
     if (Buffer.byteLength(owner.run) + VM_PATH_BYTES > SOCKET_PATH_BYTES) {
-      throw new FlurryError("BAD_ARGUMENT", `Paths of sockets in "${roots.run}" are too long for the kernel`, {
-        hint: "set FLURRY_RUN to a directory with a shorter path",
-      });
+      throw new FlurryError(
+        "BAD_ARGUMENT",
+        `Paths of sockets in "${roots.run}" are too long for the kernel`,
+        {
+          hint: "set FLURRY_RUN to a directory with a shorter path",
+        },
+      );
     }
     mkdirSync(owner.run, { mode: 0o711 });
     mkdirSync(owner.shm, { mode: 0o711 });

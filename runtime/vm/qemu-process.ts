@@ -57,7 +57,7 @@ export class QemuProcess implements AsyncDisposable {
   /**
    * Starts QEMU and waits until it answers.
    *
-   * @throws FlurryError QEMU_NOT_FOUND, QEMU_START_FAILED (with QEMU's stderr), ABORTED
+   * @throws FlurryError QEMU_START_FAILED (with QEMU's stderr), NO_SPACE, ABORTED
    */
   static async start(options: QemuStart): Promise<QemuProcess> {
     const { host, dir } = options;
@@ -172,11 +172,9 @@ class ProcessHandle implements AsyncDisposable {
         cause: error,
       });
     }
-    const reason = info
-      ? this.exitError(info).message
-      : error instanceof Error
-        ? error.message
-        : String(error);
+    const death = info && this.exitError(info);
+    if (death?.code === "NO_SPACE") return death;
+    const reason = death ? death.message : error instanceof Error ? error.message : String(error);
     return new FlurryError("QEMU_START_FAILED", `Cannot start a VM: ${reason}`, { cause: error });
   }
 

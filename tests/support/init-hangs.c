@@ -1,0 +1,6 @@
+/* Stands in for the guest agent: boots, and then never says a word. */
+#include <unistd.h>
+
+int main(void) {
+  for (;;) pause();
+}
