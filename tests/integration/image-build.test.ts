@@ -241,7 +241,11 @@ describe("buildImage()", () => {
         stdio: ["ignore", "pipe", "inherit"],
       });
       const died = once(builder, "close");
-      for await (const line of createInterface(builder.stdout)) if (line.includes("Setting up")) break;
+      const installing = Promise.withResolvers<void>();
+      createInterface(builder.stdout).on("line", (line) => {
+        if (line.includes("Installing the essential")) installing.resolve();
+      });
+      await Promise.race([installing.promise, died]);
       expect(await processesIn(scratch)).not.toEqual([]);
       expect(await readFile(`/proc/${builder.pid}/mountinfo`, "utf8")).not.toContain(scratch);
       builder.kill("SIGKILL");
