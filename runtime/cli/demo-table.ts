@@ -11,34 +11,48 @@ export interface Run {
 }
 
 const NONE = "-";
+const NOT_NOW = "none (parent from disk)";
 
-/** The figures of the demo: forked children beside cold-booted ones. */
+/** The figures of the demo: forked children, and cold-booted ones beside them if there were any. */
 export function demoTable(origin: ParentOrigin, forked: Run, cold: Run | undefined): string {
-  const parentBoot = origin.bootMs === undefined ? "none (from disk)" : `${formatMs(origin.bootMs)}, once`;
-  const rows = [
-    ["boot", parentBoot, cold ? `${spread(cold, (t) => t.answerMs)}, each` : NONE],
-    ["freeze pause", origin.pauseMs === undefined ? "none (from disk)" : formatMs(origin.pauseMs), NONE],
-    ["descriptor", formatBytes(origin.descriptorBytes), NONE],
-    [
-      "start to running, p50 / p99",
-      spread(forked, (t) => t.shellMs + t.runningMs),
-      cold ? spread(cold, (t) => t.runningMs) : NONE,
-    ],
-    [
-      "start to first answer, p50 / p99",
-      spread(forked, (t) => t.shellMs + t.answerMs),
-      cold ? spread(cold, (t) => t.answerMs) : NONE,
-    ],
-    ["total, all tiles", formatMs(forked.totalMs), cold ? formatMs(cold.totalMs) : NONE],
+  const { bootMs, pauseMs, descriptorBytes } = origin;
+  const rows: [label: string, forked: string, cold: (run: Run) => string][] = [
+    ["boot", bootMs === undefined ? NOT_NOW : `once, ${formatMs(bootMs)}`, (run) => times(run)],
+    ["freeze pause", pauseMs === undefined ? NOT_NOW : formatMs(pauseMs), () => NONE],
+    ["descriptor", formatBytes(descriptorBytes), () => NONE],
+    ["start to running, p50 / p99", spread(forked, runningMs), (run) => spread(run, runningMs)],
+    ["start to first answer, p50 / p99", spread(forked, answerMs), (run) => spread(run, answerMs)],
+    ["total", formatMs(forked.totalMs), (run) => formatMs(run.totalMs)],
   ];
-  const table = formatTable([{ title: "" }, { title: "forked" }, { title: "cold boot" }], rows);
-  return cold ? `${table}\n\n${summary(forked, cold)}` : table;
+  const columns = [{ title: "" }, { title: `${forked.results.length} forked VMs` }];
+  if (!cold)
+    return formatTable(
+      columns,
+      rows.map(([label, value]) => [label, value]),
+    );
+  const table = formatTable(
+    [...columns, { title: `${cold.results.length} cold-booted VMs` }],
+    rows.map(([label, value, coldValue]) => [label, value, coldValue(cold)]),
+  );
+  return `${table}\n\n${summary(forked, cold)}`;
+}
+
+function times(run: Run): string {
+  return run.results.length === 1 ? "once" : `${run.results.length} times`;
 }
 
 function summary(forked: Run, cold: Run): string {
-  const answer = (run: Run) => distributionOf(timesOf(run).map((t) => t.shellMs + t.answerMs)).p50;
+  const answer = (run: Run) => distributionOf(timesOf(run).map(answerMs)).p50;
   const faster = Math.round(answer(cold) / answer(forked));
   return `A forked VM answers ${faster} times sooner than one that boots (p50, with all of them at work).`;
+}
+
+function runningMs(times: StartTimes): number {
+  return times.shellMs + times.runningMs;
+}
+
+function answerMs(times: StartTimes): number {
+  return times.shellMs + times.answerMs;
 }
 
 function spread(run: Run, value: (times: StartTimes) => number): string {

@@ -10,6 +10,16 @@ import { taskWarmUp } from "../jobs/task.ts";
 import { Host } from "../vm/host.ts";
 import { requireWritable, writeOut } from "./demo-out.ts";
 import { Picture } from "./demo-picture.ts";
+import {
+  DEFAULT_SCENE,
+  exampleScene,
+  filesOf,
+  findScene,
+  povray,
+  povrayError,
+  requireScene,
+  type Scene,
+} from "./demo-scene.ts";
 import { demoTable, type Run } from "./demo-table.ts";
 import { divide, type Size, type Tile } from "./demo-tiles.ts";
 import { formatMs } from "./format.ts";
@@ -20,9 +30,8 @@ import { type ForkSession, openSession } from "./session.ts";
 import { cliSignal } from "./signal.ts";
 
 const IMAGE = "povray";
-const EXAMPLES_DIR = "/usr/share/doc/povray/examples";
-const DEFAULT_SCENE = "advanced/woodbox.pov";
-const GUEST_SCENE = "/tmp/scene.pov";
+/** Characters of a task's stderr that are kept, from the end. */
+const STDERR_CHARS = 4000;
 
 interface DemoOptions {
   children: number;
@@ -73,12 +82,13 @@ async function demo(options: DemoOptions): Promise<void> {
     output,
     // A few pixels of the picture bring POV-Ray, its includes and the scene into the page cache.
     warmUp: taskWarmUp(
-      povray(guestScene(DEFAULT_SCENE), { width: 8, height: 6 }, undefined, "/tmp/warm.png"),
+      povray(exampleScene(DEFAULT_SCENE), { width: 8, height: 6 }, undefined, "/tmp/warm.png"),
     ),
     fresh: options.fresh,
     shells: Math.min(host.cores, tiles.length),
     signal,
   });
+  await requireScene(options.scene, scene, session.parent, signal);
   const job = { scene, tiles, size: options.size, output, session, signal };
   const forked = await render(job, `Rendering ${tiles.length} tiles in forked VMs`, (start) =>
     session.parent.fork(start),
@@ -104,7 +114,7 @@ async function demo(options: DemoOptions): Promise<void> {
 }
 
 interface Job {
-  scene: { path: string; data: Uint8Array | undefined };
+  scene: Scene;
   tiles: Tile[];
   size: Size;
   output: Output;
@@ -129,15 +139,15 @@ async function render(
       count: tiles.length,
       name: "tile",
       task: (index) => ({
-        argv: povray(job.scene.path, size, tiles[index], "/out/tile.png"),
+        argv: povray(job.scene, size, tiles[index], "/out/tile.png"),
         env: {},
-        files: job.scene.data ? [{ path: GUEST_SCENE, data: job.scene.data }] : [],
+        files: filesOf(job.scene),
         outDir: join(dir, String(index)),
       }),
       onEvent: (event) => {
         if (event.event === "output" && event.stream === "stderr") {
           const text = (errors.get(event.task) ?? "") + new TextDecoder().decode(event.chunk);
-          errors.set(event.task, text.slice(-2000));
+          errors.set(event.task, text.slice(-STDERR_CHARS));
         }
         if (event.event === "ended") progress.advance();
       },
@@ -156,50 +166,12 @@ async function render(
   }
 }
 
-function requireSuccess(result: TaskResult, stderr: string | undefined): void {
+function requireSuccess(result: TaskResult, stderr = ""): void {
   if (result.state === "succeeded") return;
-  const why = result.error?.message ?? `POV-Ray exited with status ${result.outcome?.code}:\n${stderr ?? ""}`;
+  const { outcome, error } = result;
+  const how = outcome?.signal ? `was ended by ${outcome.signal}` : `exited with status ${outcome?.code}`;
+  const why = error?.message ?? `POV-Ray ${how}:\n${povrayError(stderr)}`;
   throw new FlurryError("TASK_FAILED", `Tile ${result.index} was not rendered: ${why}`);
-}
-
-/** POV-Ray's arguments for one tile of a picture, or for all of it. */
-function povray(scene: string, size: Size, tile: Tile | undefined, out: string): string[] {
-  const region = tile
-    ? [`+SC${tile.x + 1}`, `+EC${tile.x + tile.width}`, `+SR${tile.y + 1}`, `+ER${tile.y + tile.height}`]
-    : [];
-  const folder = scene.slice(0, scene.lastIndexOf("/"));
-  return [
-    "povray",
-    `+I${scene}`,
-    `+L${folder}`,
-    `+O${out}`,
-    `+W${size.width}`,
-    `+H${size.height}`,
-    ...region,
-    "+FN8",
-    "-D",
-    "+WT1",
-    "-GA",
-    "+Q9",
-  ];
-}
-
-function guestScene(name: string): string {
-  return `${EXAMPLES_DIR}/${name}`;
-}
-
-/** A file of the user's goes into the guest; a name that is no file is one of Debian's examples. */
-async function findScene(scene: string): Promise<{ path: string; data: Uint8Array | undefined }> {
-  try {
-    return { path: GUEST_SCENE, data: await readFile(scene) };
-  } catch (error) {
-    const missing = error instanceof Error && "code" in error && error.code === "ENOENT";
-    if (!missing) throw new FlurryError("BAD_ARGUMENT", `Cannot read scene "${scene}"`, { cause: error });
-    if (scene.startsWith("/") || scene.includes("..")) {
-      throw new FlurryError("BAD_ARGUMENT", `No scene "${scene}"`, { hint: `try ${DEFAULT_SCENE}` });
-    }
-    return { path: guestScene(scene), data: undefined };
-  }
 }
 
 function tilesOf({ size, children }: DemoOptions): Tile[] {

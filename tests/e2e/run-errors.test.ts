@@ -1,9 +1,11 @@
-import { afterAll, beforeAll, expect, test } from "bun:test";
+import { afterAll, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
 import { mkdirSync, readdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { CliSandbox, eventsOf } from "../support/cli.ts";
 
 let sandbox: CliSandbox;
+
+setDefaultTimeout(120_000);
 
 beforeAll(() => {
   sandbox = new CliSandbox();

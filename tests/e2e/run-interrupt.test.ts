@@ -1,4 +1,4 @@
-import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { mkdirSync, readdirSync, statSync, watch } from "node:fs";
 import { join } from "node:path";
 import { processesOf } from "../../runtime/vm/owner.ts";
@@ -10,11 +10,12 @@ const SCRIPT = "echo ready; exec sleep 1000000";
 
 let sandbox: CliSandbox;
 
+setDefaultTimeout(120_000);
+
 beforeAll(async () => {
   sandbox = new CliSandbox();
-  const built = await sandbox.flurry(["image", "build", "base"]);
-  expect(built.status).toBe(0);
-});
+  await sandbox.buildImage("base");
+}, 900_000);
 
 afterAll(async () => {
   await sandbox[Symbol.asyncDispose]();

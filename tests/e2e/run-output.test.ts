@@ -1,4 +1,4 @@
-import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { CliSandbox } from "../support/cli.ts";
 
 const MIB = 1024 * 1024;
@@ -9,11 +9,12 @@ const FLOOD = ["sh", "-c", `yes ${LINE} | head -n ${LINES}`];
 
 let sandbox: CliSandbox;
 
+setDefaultTimeout(120_000);
+
 beforeAll(async () => {
   sandbox = new CliSandbox();
-  const built = await sandbox.flurry(["image", "build", "base"]);
-  expect(built.status).toBe(0);
-});
+  await sandbox.buildImage("base");
+}, 900_000);
 
 afterAll(async () => {
   expect(sandbox.leftovers()).toEqual([]);

@@ -1,4 +1,4 @@
-import { afterAll, beforeAll, expect, test } from "bun:test";
+import { afterAll, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
 import { CliSandbox } from "../support/cli.ts";
 
 const COMMAND = ["run", "--image", "base", "--count", "3", "--", "sh", "-c", "echo from $FLURRY_TASK_INDEX"];
@@ -7,11 +7,12 @@ const REDRAW = "\r\u001b[K";
 
 let sandbox: CliSandbox;
 
+setDefaultTimeout(120_000);
+
 beforeAll(async () => {
   sandbox = new CliSandbox();
-  const built = await sandbox.flurry(["image", "build", "base"]);
-  expect(built.status).toBe(0);
-});
+  await sandbox.buildImage("base");
+}, 900_000);
 
 afterAll(async () => {
   expect(sandbox.leftovers()).toEqual([]);

@@ -67,6 +67,12 @@ export class CliSandbox implements AsyncDisposable {
     return run;
   }
 
+  /** Builds an image, or finds it in the cache, which takes no time. */
+  async buildImage(recipe: string): Promise<void> {
+    const { status, stderr } = await this.flurry(["image", "build", recipe]);
+    if (status !== 0) throw new Error(`Cannot build image ${recipe}: ${stderr}`);
+  }
+
   /** What commands left behind: processes by their pid, sockets and memory by their path. */
   leftovers(): string[] {
     const files = [this.run, this.shm].flatMap((dir) => readdirSync(dir).map((name) => join(dir, name)));
