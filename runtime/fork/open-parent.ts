@@ -4,9 +4,9 @@ import type { AcceleratorVerdict } from "../vm/accelerator.ts";
 import { chooseAccelerator } from "../vm/accelerator.ts";
 import type { Host } from "../vm/host.ts";
 import type { BootSource, MachineProfile } from "../vm/profile.ts";
-import { deviceHash } from "../vm/profile.ts";
 import { type BootedVm, bootVm } from "./boot.ts";
 import { explainAgentError } from "./child.ts";
+import { fingerprintOf } from "./fingerprint.ts";
 import { freeze } from "./freeze.ts";
 import { Parent } from "./parent.ts";
 import { ParentStore, parentKey, type StoredParent } from "./parent-store.ts";
@@ -95,12 +95,9 @@ export async function openParent(
     disk: image.disk,
   };
   const store = new ParentStore(host);
-  const key = parentKey({
-    image: image.hash,
-    qemu: host.qemu.version,
-    devices: deviceHash(host.qemu, profile),
-    warmUp: options.warmUp ?? null,
-  });
+  // With the whole fingerprint, so that a parent is only found where it can be used.
+  const fingerprint = fingerprintOf(host, profile, image.hash);
+  const key = parentKey({ ...fingerprint, warmUp: options.warmUp ?? null });
   const found = options.fresh ? undefined : await findStored(store, key, options);
   const { stored, ...times } = found
     ? { stored: found }
@@ -126,7 +123,8 @@ async function findStored(store: ParentStore, key: string, options: OpenParentOp
   } catch (error) {
     const code = codeOf(error);
     if (code !== "IMAGE_CORRUPT" && code !== "DESCRIPTOR_INVALID") throw error;
-    // Nothing is lost but the time of a boot: the copy was made from the same request.
+    // Nothing is lost but the time of a boot: another one is made from the same request.
+    await store.drop(key);
     options.onProgress?.({ step: "damaged", reason: error instanceof Error ? error.message : String(error) });
     return undefined;
   }

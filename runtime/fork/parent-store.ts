@@ -1,5 +1,14 @@
-import { createHash } from "node:crypto";
-import { chmodSync, chownSync, existsSync, mkdirSync, readdirSync, statSync, utimesSync } from "node:fs";
+import { createHash, randomUUID } from "node:crypto";
+import {
+  chmodSync,
+  chownSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  statSync,
+  utimesSync,
+} from "node:fs";
 import { mkdtemp, readFile, rename, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { codeOf, FlurryError } from "../../errors/errors.ts";
@@ -78,10 +87,8 @@ export class ParentStore {
    * @throws FlurryError IMAGE_CORRUPT or DESCRIPTOR_INVALID when its files are not what they were
    */
   async find(key: string, signal?: AbortSignal): Promise<StoredParent | undefined> {
-    const pointer = join(this.#dir, "by-key", key);
-    if (!existsSync(pointer)) return undefined;
-    const hash = (await readFile(pointer, "utf8")).trim();
-    if (!existsSync(join(this.#dir, hash))) return undefined;
+    const hash = await this.#pointed(key);
+    if (hash === undefined || !existsSync(join(this.#dir, hash))) return undefined;
     return await this.load(hash, signal);
   }
 
@@ -103,6 +110,14 @@ export class ParentStore {
     const now = new Date();
     utimesSync(dir, now, now);
     return { hash, descriptor, descriptorBytes: bytes.length, imagePath };
+  }
+
+  /** Forgets the parent that was put under this key, if there is one. */
+  async drop(key: string): Promise<void> {
+    const hash = await this.#pointed(key);
+    if (hash === undefined) return;
+    await rm(join(this.#dir, "by-key", key), { force: true });
+    await this.remove(hash);
   }
 
   /** Forgets a parent. VMs that run from it keep their memory. */
@@ -142,7 +157,7 @@ export class ParentStore {
   }
 
   async #pointKey(key: string, hash: string): Promise<void> {
-    const temporary = join(this.#dir, `${temporaryPrefix()}key`);
+    const temporary = join(this.#dir, `${temporaryPrefix()}${randomUUID()}`);
     await writeFile(temporary, `${hash}\n`);
     await rename(temporary, join(this.#dir, "by-key", key));
   }
@@ -150,9 +165,25 @@ export class ParentStore {
   async #prune(): Promise<void> {
     const parents = readdirSync(this.#dir)
       .filter((name) => /^[0-9a-f]{64}$/.test(name))
-      .map((name) => ({ name, usedAt: statSync(join(this.#dir, name)).mtimeMs }))
+      .map((name) => ({ name, usedAt: usedAt(join(this.#dir, name)) }))
       .sort((a, b) => b.usedAt - a.usedAt);
     for (const { name } of parents.slice(KEEP_PARENTS)) await this.remove(name);
+    const kept = new Set(parents.slice(0, KEEP_PARENTS).map(({ name }) => name));
+    for (const key of readdirSync(join(this.#dir, "by-key"))) {
+      const hash = await this.#pointed(key);
+      if (hash === undefined || kept.has(hash) || existsSync(join(this.#dir, hash))) continue;
+      await rm(join(this.#dir, "by-key", key), { force: true });
+    }
+  }
+
+  /** The hash that a key points at; undefined if there is no such key (any more). */
+  async #pointed(key: string): Promise<string | undefined> {
+    try {
+      return (await readFile(join(this.#dir, "by-key", key), "utf8")).trim();
+    } catch (error) {
+      if (codeOf(error) === "ENOENT") return undefined;
+      throw error;
+    }
   }
 }
 
@@ -162,10 +193,19 @@ export function parentKey(request: Record<string, unknown>): string {
   return createHash("sha256").update(JSON.stringify(entries)).digest("hex");
 }
 
-/** Changes whenever a file's content may have: nothing but the kernel sets the change time. */
+/** When a parent was last used, ms since 1970; long ago if another process has removed it meanwhile. */
+function usedAt(dir: string): number {
+  return statSync(dir, { throwIfNoEntry: false })?.mtimeMs ?? 0;
+}
+
+/**
+ * Changes whenever a file's content may have: nothing but the kernel sets the change time. The boot's id
+ * is in it because a machine that loses power also loses what its files had not written yet.
+ */
 function stampOf(path: string): string {
   const { ino, size, ctimeNs } = statSync(path, { bigint: true });
-  return `${ino} ${size} ${ctimeNs}\n`;
+  const boot = readFileSync("/proc/sys/kernel/random/boot_id", "utf8").trim();
+  return `${ino} ${size} ${ctimeNs} ${boot}\n`;
 }
 
 function corrupt(dir: string, what: string): FlurryError {
