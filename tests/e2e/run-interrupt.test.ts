@@ -41,7 +41,7 @@ describe("flurry run that is interrupted", () => {
     "by %s ends with 130, and nothing is left",
     async (signal) => {
       const run = await startEndless();
-      run.process.kill(signal);
+      run.kill(signal);
       const { status, stderr } = await run.ended;
       expect(status).toBe(130);
       expect(stderr).toEndWith(`flurry: Interrupted by ${signal}\n  code: ABORTED\n`);
@@ -61,7 +61,7 @@ describe("flurry run that is interrupted", () => {
   test("while the parent boots leaves nothing either", async () => {
     const run = sandbox.start(["run", "--image", "base", "--fresh", "--", "true"]);
     await run.until(/booting: .*SeaBIOS/);
-    run.process.kill("SIGINT");
+    run.kill("SIGINT");
     const { status, stderr } = await run.ended;
     expect(status).toBe(130);
     expect(stderr).toContain("code: ABORTED");
@@ -72,7 +72,7 @@ describe("flurry run that is interrupted", () => {
 describe("flurry run that is killed", () => {
   test("in mid-task leaves nothing after the next command", async () => {
     const run = await startEndless();
-    run.process.kill("SIGKILL");
+    run.kill("SIGKILL");
     expect((await run.ended).signal).toBe("SIGKILL");
     expect(sandbox.leftovers()).not.toEqual([]);
     await nextRun();
@@ -83,7 +83,7 @@ describe("flurry run that is killed", () => {
     const killed = await startEndless();
     const other = await startEndless();
     const all = readdirSync(sandbox.run);
-    killed.process.kill("SIGKILL");
+    killed.kill("SIGKILL");
     await killed.ended;
     await nextRun();
     const [left, ...more] = readdirSync(sandbox.run);
@@ -91,7 +91,7 @@ describe("flurry run that is killed", () => {
     expect(left).toStartWith(`${other.pid}-`);
     expect(more).toEqual([]);
     expect(processesOf(join(sandbox.run, left ?? "none")).length).toBeGreaterThanOrEqual(2);
-    other.process.kill("SIGINT");
+    other.kill("SIGINT");
     expect((await other.ended).status).toBe(130);
     expect(sandbox.leftovers()).toEqual([]);
   });
@@ -101,7 +101,7 @@ describe("flurry run that is killed", () => {
     await run.until(/booting: .*SeaBIOS/);
     const [runtime] = readdirSync(sandbox.shm);
     expect(readdirSync(join(sandbox.shm, runtime ?? "none"))).toEqual([expect.stringMatching(/\.ram$/)]);
-    run.process.kill("SIGKILL");
+    run.kill("SIGKILL");
     await run.ended;
     expect(sandbox.leftovers()).not.toEqual([]);
     await nextRun();
@@ -115,7 +115,7 @@ describe("flurry run that is killed", () => {
     const run = sandbox.start(["run", "--image", "base", "--out", dir, "--", "sh", "-c", script]);
     const watcher = watch(dir);
     await new Promise((resolve) => watcher.once("change", resolve));
-    run.process.kill("SIGKILL");
+    run.kill("SIGKILL");
     watcher.close();
     await run.ended;
     expect(readdirSync(dir)).toEqual([expect.stringMatching(/^\.tmp-.*-0$/)]);

@@ -80,7 +80,7 @@ export class CliSandbox implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    for (const run of this.#running) run.process.kill("SIGKILL");
+    for (const run of this.#running) run.kill("SIGKILL");
     await Promise.all([...this.#running].map((run) => run.ended));
     for (const pid of processesOf(this.run)) process.kill(pid, "SIGKILL");
     for (const dir of [this.directory, this.run, this.shm]) rmSync(dir, { recursive: true, force: true });
@@ -122,6 +122,11 @@ export class CliRun {
 
   get pid(): number {
     return this.process.pid!;
+  }
+
+  /** Not through the child process: Deno would report that signal as its end, whatever its end was. */
+  kill(signal: NodeJS.Signals): void {
+    if (!this.#over) process.kill(this.pid, signal);
   }
 
   /** Waits until the command has written a text that matches, to stdout or to stderr. */
