@@ -15,7 +15,7 @@ export interface ShellPoolOptions {
 /** A shell with where it came from. */
 export interface TakenShell {
   shell: Shell;
-  /** True when it was waiting, false when it had to be started. */
+  /** True when it was waiting; false when the caller waited for its start. */
   warm: boolean;
 }
 
@@ -28,6 +28,8 @@ export class ShellPool implements AsyncDisposable {
   readonly #stop = new AbortController();
   #keep: number;
   #lastError: unknown;
+  /** Callers of take() that wait for a shell that is being started. */
+  #takers = 0;
 
   constructor(spec: ShellSpec, options: ShellPoolOptions = {}) {
     this.#spec = spec;
@@ -64,17 +66,38 @@ export class ShellPool implements AsyncDisposable {
   async take(signal?: AbortSignal): Promise<TakenShell> {
     throwIfAborted(signal);
     throwIfAborted(this.#stop.signal);
-    const shell = this.#waiting.shift();
-    if (shell) {
-      // After the caller's own work of this turn: a start takes CPU that the child can use now.
-      setImmediate(() => this.#refill());
-      return { shell, warm: true };
-    }
+    const shell = this.#takeWaiting() ?? (await this.#nextStarted(signal));
+    if (shell) return shell;
     const started = await Shell.start(this.#spec, signal);
     // Whatever kept shells from starting is over.
     this.#lastError = undefined;
     this.#refill();
     return { shell: started, warm: false };
+  }
+
+  #takeWaiting(warm = true): TakenShell | undefined {
+    const shell = this.#waiting.shift();
+    if (!shell) return undefined;
+    // After the caller's own work of this turn: a start takes CPU that the child can use now.
+    setImmediate(() => this.#refill());
+    return { shell, warm };
+  }
+
+  /** A shell that is being started anyway comes sooner than another one, unless it is somebody else's. */
+  async #nextStarted(signal: AbortSignal | undefined): Promise<TakenShell | undefined> {
+    while (this.#starting.size > this.#takers) {
+      this.#takers += 1;
+      try {
+        await anyOf(this.#starting, signal);
+      } finally {
+        this.#takers -= 1;
+      }
+      throwIfAborted(signal);
+      throwIfAborted(this.#stop.signal);
+      const taken = this.#takeWaiting(false);
+      if (taken) return taken;
+    }
+    return undefined;
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -66,6 +66,23 @@ describe("ShellPool", () => {
   );
 
   test(
+    "take() waits for a shell that is being started rather than starting another",
+    async () => {
+      await using pool = new ShellPool(spec, { keep: 2, parallel: 2 });
+      const taken = await Promise.all([pool.take(), pool.take()]);
+      await pool.keep(0);
+      const { processes } = tracesOf(host);
+      // The two whose places in the pool are being filled again may be among them, but no fifth one.
+      expect(processes.length).toBeLessThanOrEqual(4);
+      expect(taken.map(({ warm }) => warm)).toEqual([false, false]);
+      const order = [...processes].sort((a, b) => a - b).slice(0, 2);
+      expect(taken.map(({ shell }) => shell.qemu.pid).sort((a, b) => a - b)).toEqual(order);
+      for (const { shell } of taken) await shell[Symbol.asyncDispose]();
+    },
+    TEST_MS,
+  );
+
+  test(
     "replaces a shell that was taken",
     async () => {
       await using pool = new ShellPool(spec, { keep: 1 });
