@@ -24,17 +24,21 @@ export function demoTable(origin: ParentOrigin, forked: Run, cold: Run | undefin
     ["start to first answer, p50 / p99", spread(forked, answerMs), (run) => spread(run, answerMs)],
     ["total", formatMs(forked.totalMs), (run) => formatMs(run.totalMs)],
   ];
-  const columns = [{ title: "" }, { title: `${forked.results.length} forked VMs` }];
+  const columns = [{ title: "" }, { title: `${forked.results.length} forked ${vms(forked)}` }];
   if (!cold)
     return formatTable(
       columns,
       rows.map(([label, value]) => [label, value]),
     );
   const table = formatTable(
-    [...columns, { title: `${cold.results.length} cold-booted VMs` }],
+    [...columns, { title: `${cold.results.length} cold-booted ${vms(cold)}` }],
     rows.map(([label, value, coldValue]) => [label, value, coldValue(cold)]),
   );
   return `${table}\n\n${summary(forked, cold)}`;
+}
+
+function vms(run: Run): string {
+  return run.results.length === 1 ? "VM" : "VMs";
 }
 
 function times(run: Run): string {
