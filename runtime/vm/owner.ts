@@ -1,4 +1,4 @@
-import { mkdirSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { mkdirSync, readdirSync, readFileSync, readlinkSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { codeOf, FlurryError } from "../../errors/errors.ts";
 
@@ -7,6 +7,9 @@ const REAP_DEADLINE_MS = 10_000;
 /** Longest path of a unix socket (unix(7)), and what VMs add to the directory of their runtime. */
 const SOCKET_PATH_BYTES = 107;
 const VM_PATH_BYTES = "/1234567/q".length;
+
+/** Begins the names of temporary files; those of their owner follow. */
+const TEMPORARY = ".tmp-";
 
 let sequence = 0;
 
@@ -65,7 +68,18 @@ export class Owner implements AsyncDisposable {
 
 /** What a runtime's directories are called: they say who owns them, guarded against PID reuse. */
 export function ownerName(pid: number, startTime: string, sequenceNumber: number): string {
-  return `${pid}-${startTime}-${sequenceNumber}`;
+  return `${pidNamespace()}-${pid}-${startTime}-${sequenceNumber}`;
+}
+
+/** Which processes PIDs stand for here: containers may share a directory and yet have PIDs of their own. */
+function pidNamespace(): string {
+  return readlinkSync("/proc/self/ns/pid").replace(/\D/g, "");
+}
+
+/** Whether the owner that a name begins with (namespace, PID, start time) is known to be dead. */
+function isDead(name: string): boolean {
+  const [namespace, pid, startTime] = name.split("-");
+  return namespace === pidNamespace() && startTimeOf(Number(pid)) !== startTime;
 }
 
 /**
@@ -77,8 +91,7 @@ export async function reapLeftovers(roots: { run: string; shm: string }): Promis
   const reaped = new Set<string>();
   for (const root of [roots.run, roots.shm]) {
     for (const name of readdirSync(root)) {
-      const match = /^(\d+)-(\d+)-\d+$/.exec(name);
-      if (!match || startTimeOf(Number(match[1])) === match[2]) continue;
+      if (!/^\d+-\d+-\d+-\d+$/.test(name) || !isDead(name)) continue;
       await killByArgv(join(root, name));
       rmSync(join(root, name), { recursive: true, force: true });
       reaped.add(name);
@@ -89,14 +102,13 @@ export async function reapLeftovers(roots: { run: string; shm: string }): Promis
 
 /** Starts the name of a temporary file or directory that dies with this process. */
 export function temporaryPrefix(): string {
-  return `.tmp-${process.pid}-${startTimeOf(process.pid)}-`;
+  return `${TEMPORARY}${ownerName(process.pid, startTimeOf(process.pid)!, sequence++)}-`;
 }
 
 /** Removes temporary files of dead processes from a directory. */
 export function reapLeftoverFiles(dir: string): void {
   for (const name of readdirSync(dir)) {
-    const match = /^\.tmp-(\d+)-(\d+)-/.exec(name);
-    if (!match || startTimeOf(Number(match[1])) === match[2]) continue;
+    if (!name.startsWith(TEMPORARY) || !isDead(name.slice(TEMPORARY.length))) continue;
     rmSync(join(dir, name), { recursive: true, force: true });
   }
 }

@@ -13,6 +13,7 @@ import {
 import { join } from "node:path";
 import { ParentStore, parentKey } from "../../runtime/fork/parent-store.ts";
 import { Host } from "../../runtime/vm/host.ts";
+import { ownerName } from "../../runtime/vm/owner.ts";
 import { rejection } from "../support/agent-peer.ts";
 import { madeUpFrozenVm } from "../support/frozen.ts";
 import {
@@ -141,7 +142,7 @@ describe("ParentStore", () => {
 
   test("removes what a process left that was killed while it put", () => {
     mkdirSync(join(home, "parents"), { recursive: true });
-    mkdirSync(join(home, "parents", ".tmp-999999999-1-abcdef"));
+    mkdirSync(join(home, "parents", `.tmp-${ownerName(999_999_999, "1", 0)}-abcdef`));
     new ParentStore(host);
     expect(stored()).toEqual([]);
   });

@@ -97,6 +97,16 @@ describe("reapLeftovers()", () => {
     expect(readdirSync(roots.run)).toEqual([]);
   });
 
+  test("leaves alone what belongs to another PID namespace", async () => {
+    // Its PIDs mean other processes there than here: whether it lives cannot be told from here.
+    const [, ...rest] = deadName().split("-");
+    const name = ["1", ...rest].join("-");
+    leave(roots.run, name);
+    leave(roots.shm, name);
+    expect(await reapLeftovers(roots)).toEqual([]);
+    expect([readdirSync(roots.run), readdirSync(roots.shm)]).toEqual([[name], [name]]);
+  });
+
   test("touches nothing of a runtime that lives", async () => {
     const owner = await waiting("owner");
     const name = ownerName(owner.pid!, startTimeOf(owner.pid!)!, 3);
@@ -135,7 +145,9 @@ describe("Owner", () => {
       run = owner.run;
       expect(new Set([owner.run, owner.shm, other.run, other.shm]).size).toBe(4);
       expect(basename(owner.run)).toBe(basename(owner.shm));
-      expect(basename(owner.run).startsWith(`${process.pid}-${startTimeOf(process.pid)}-`)).toBe(true);
+      expect(basename(owner.run)).toMatch(
+        new RegExp(`^\\d+-${process.pid}-${startTimeOf(process.pid)}-\\d+$`),
+      );
       expect(new Set([owner.vmDir(), owner.vmDir(), other.vmDir()]).size).toBe(3);
       const vm = await waiting("vm", `${owner.vmDir()}/q`);
       ended = once(vm, "exit");
@@ -190,8 +202,8 @@ describe("reapLeftoverFiles()", () => {
   test("removes temporary files of dead processes, and nothing else", async () => {
     const stranger = await waiting("stranger");
     const mine = `${temporaryPrefix()}mine`;
-    const dead = `.tmp-${spawnSync("true").pid}-99-x`;
-    const reused = `.tmp-${stranger.pid}-${Number(startTimeOf(stranger.pid!)) - 1}-x`;
+    const dead = `.tmp-${deadName()}-x`;
+    const reused = `.tmp-${ownerName(stranger.pid!, String(Number(startTimeOf(stranger.pid!)) - 1), 0)}-x`;
     for (const name of [mine, "kept", ".tmp-x"]) writeFileSync(join(directory.path, name), "");
     for (const name of [dead, reused]) leave(directory.path, name);
     reapLeftoverFiles(directory.path);
