@@ -42,22 +42,33 @@ export interface TaskResult {
  * failure does not touch the others.
  *
  * @returns one result a task, by index
- * @throws FlurryError ABORTED, when no task is under way any more; ADMISSION_REFUSED
+ * @throws FlurryError ABORTED, ADMISSION_REFUSED; whatever `onEvent` throws. No task is under way any
+ * more then.
  */
 export async function runTasks(options: RunTasksOptions): Promise<TaskResult[]> {
   const stop = new AbortController();
   const signal = options.signal ? AbortSignal.any([options.signal, stop.signal]) : stop.signal;
   const running: Promise<TaskResult>[] = [];
   const failures: unknown[] = [];
+  const fail = (error: unknown) => {
+    failures.push(error);
+    stop.abort();
+  };
+  // Whoever cannot take events has no use for tasks: that is not one task's failure.
+  const onEvent = async (event: TaskEvent) => {
+    try {
+      await options.onEvent?.(event);
+    } catch (error) {
+      fail(error);
+      throw error;
+    }
+  };
   try {
     for (let index = 0; index < options.count; index++) {
       const ticket = await options.admission.acquire({ signal });
-      const run = runOne(options, index, signal).finally(() => ticket[Symbol.dispose]());
+      const run = runOne({ ...options, onEvent }, index, signal).finally(() => ticket[Symbol.dispose]());
       running.push(run);
-      run.catch((error) => {
-        failures.push(error);
-        stop.abort();
-      });
+      run.catch(fail);
     }
     return await Promise.all(running);
   } catch (error) {
@@ -88,7 +99,7 @@ async function runOne(options: RunTasksOptions, index: number, signal: AbortSign
     result.privateBytes = vm.privateBytes();
     options.admission.learn(result.privateBytes);
   } catch (error) {
-    if (codeOf(error) === "ABORTED") throw error;
+    if (signal.aborted || codeOf(error) === "ABORTED") throw error;
     result.error = describeError(error);
   }
   result.totalMs = performance.now() - began;
