@@ -6,7 +6,7 @@ import { promisify } from "node:util";
 import { buildImage, type Image } from "../../guest-agent/image/mod.ts";
 import { type OpenParentOptions, openParent } from "../../runtime/fork/open-parent.ts";
 import type { Parent } from "../../runtime/fork/parent.ts";
-import { flurryHome, flurryRun, flurryShm, isRoot } from "../../runtime/home.ts";
+import { flurryHome, isRoot } from "../../runtime/home.ts";
 import { taskWarmUp } from "../../runtime/jobs/task.ts";
 import type { Host } from "../../runtime/vm/host.ts";
 import { processesOf } from "../../runtime/vm/owner.ts";
@@ -190,9 +190,4 @@ async function* linesOf(stream: NodeJS.ReadableStream): AsyncGenerator<string> {
     partial = lines.pop() ?? "";
     yield* lines;
   }
-}
-
-/** The directories of all runtimes of this user, for what a killed one has left there. */
-export function runtimeRoots(): { run: string; shm: string } {
-  return { run: flurryRun(), shm: flurryShm() };
 }
