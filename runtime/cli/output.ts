@@ -156,6 +156,8 @@ class PlainProgress implements Progress {
   }
 }
 
+const TICK_MS = 1000;
+
 /** One line on a terminal, redrawn in place. */
 class LiveLine implements Progress {
   readonly #sink: TextSink;
@@ -165,12 +167,17 @@ class LiveLine implements Progress {
   #done = 0;
   #detail = "";
   #ended = false;
+  readonly #began = performance.now();
+  readonly #ticking: ReturnType<typeof setInterval>;
 
   constructor(sink: TextSink, label: string, total: number, onEnd: () => void) {
     this.#sink = sink;
     this.#label = label;
     this.#total = total;
     this.#onEnd = onEnd;
+    // A boot may be silent for seconds: the passing time shows that it goes on.
+    this.#ticking = setInterval(() => this.draw(), TICK_MS);
+    this.#ticking.unref();
     this.draw();
   }
 
@@ -187,6 +194,7 @@ class LiveLine implements Progress {
 
   finish(summary?: string): void {
     if (this.#ended) return;
+    clearInterval(this.#ticking);
     this.clear();
     this.#ended = true;
     if (summary !== undefined) this.#sink.write(`${summary}\n`);
@@ -200,9 +208,11 @@ class LiveLine implements Progress {
   draw(): void {
     if (this.#ended) return;
     const bar = this.#total > 0 ? ` ${drawBar(this.#done / this.#total)} ${this.#done}/${this.#total}` : "";
+    const seconds = Math.floor((performance.now() - this.#began) / TICK_MS);
+    const time = seconds > 0 ? ` ${seconds} s` : "";
     const detail = this.#detail === "" ? "" : ` ${this.#detail}`;
-    const width = Math.max(20, (this.#sink.columns ?? 80) - 1);
-    this.#sink.write(`\r\u001b[K${`${this.#label}${bar}${detail}`.slice(0, width)}`);
+    const width = Math.max(20, (this.#sink.columns || 80) - 1);
+    this.#sink.write(`\r\u001b[K${`${this.#label}${bar}${time}${detail}`.slice(0, width)}`);
   }
 
   [Symbol.dispose](): void {

@@ -1,5 +1,5 @@
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "bun:test";
-import { truncateSync, writeFileSync } from "node:fs";
+import { chmodSync, truncateSync, writeFileSync } from "node:fs";
 import { rm } from "node:fs/promises";
 import { basename, join } from "node:path";
 import { Host } from "../../runtime/vm/host.ts";
@@ -25,12 +25,18 @@ beforeAll(async () => {
 
 afterAll(() => host[Symbol.asyncDispose]());
 
+/** Open to the user of VMs for writing too, whatever the umask: an old QEMU insists on that. */
+function makeImage(path: string): void {
+  writeFileSync(path, "");
+  truncateSync(path, 64 * 1024 * 1024);
+  chmodSync(path, 0o666);
+}
+
 beforeEach(() => {
   directory = temporaryDirectory();
   // Nothing is read of either before a device stream comes, which these shells never get.
   const image = join(directory.path, "image");
-  writeFileSync(image, "", { mode: 0o666 });
-  truncateSync(image, 64 * 1024 * 1024);
+  makeImage(image);
   const disk = join(directory.path, "disk");
   writeFileSync(disk, Buffer.alloc(4096));
   spec = { host, image, profile: { accel: "tcg", memMiB: 64, cpus: 1, disk } };
@@ -127,8 +133,7 @@ describe("ShellPool", () => {
       expect(error.message).toContain(spec.image);
       expect((await rejection(pool.take())).code).toBe("QEMU_START_FAILED");
       expect(pool.warm).toBe(0);
-      writeFileSync(spec.image, "", { mode: 0o666 });
-      truncateSync(spec.image, 64 * 1024 * 1024);
+      makeImage(spec.image);
       await using _shell = (await pool.take()).shell;
       await until(() => pool.warm === 2);
     },

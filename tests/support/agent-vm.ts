@@ -6,6 +6,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { Image } from "../../guest-agent/image/mod.ts";
 import { AgentClient } from "../../guest-agent/protocol/mod.ts";
+import { cpuModel } from "../../runtime/vm/profile.ts";
+import { findQemu } from "../../runtime/vm/qemu-binary.ts";
 
 /** The agent as PID 1 of a VM whose port anybody may connect to, as often as they like. */
 export class AgentVm implements AsyncDisposable {
@@ -29,13 +31,9 @@ export class AgentVm implements AsyncDisposable {
   /** Starts QEMU; `disk` and `port` replace what the agent looks for. */
   static async start(image: Image, options: { disk?: string; port?: string } = {}): Promise<AgentVm> {
     const directory = mkdtempSync(join(tmpdir(), "flurry-agent-vm-"));
-    const qemu = spawn(
-      process.env.FLURRY_QEMU ?? "qemu-system-x86_64",
-      argumentsFor(image, directory, options),
-      {
-        stdio: ["ignore", "pipe", "pipe"],
-      },
-    );
+    const binary = await findQemu();
+    const args = argumentsFor(image, directory, { ...options, cpu: cpuModel("tcg", binary) });
+    const qemu = spawn(binary.path, args, { stdio: ["ignore", "pipe", "pipe"] });
     const vm = new AgentVm(qemu, directory);
     if (!(await appears(directory, "port", vm.#exited)))
       throw new Error(`QEMU did not start: ${vm.#console}`);
@@ -72,10 +70,14 @@ export class AgentVm implements AsyncDisposable {
   }
 }
 
-function argumentsFor(image: Image, directory: string, options: { disk?: string; port?: string }): string[] {
+function argumentsFor(
+  image: Image,
+  directory: string,
+  options: { cpu: string; disk?: string; port?: string },
+): string[] {
   const disk = `driver=raw,node-name=root,read-only=on,file.driver=file,file.filename=${options.disk ?? image.disk}`;
   return [
-    ...["-M", "q35", "-accel", "tcg", "-cpu", "max,la57=off", "-m", "256"],
+    ...["-M", "q35", "-accel", "tcg", "-cpu", options.cpu, "-m", "256"],
     ...["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"],
     ...["-kernel", image.kernel, "-initrd", image.initrd],
     ...["-append", "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable no_timer_check"],

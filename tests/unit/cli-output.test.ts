@@ -85,6 +85,22 @@ describe("Output", () => {
     expect(err.text).toEndWith("\r\u001b[Kremark\n\r\u001b[Kboot kernel");
   });
 
+  test("progress() on a terminal tells the time while nothing else moves", async () => {
+    const { promise, resolve } = Promise.withResolvers<string>();
+    const err = {
+      isTTY: true,
+      columns: 0,
+      write: (text: string) => {
+        if (/\d s$/.test(text)) resolve(lastLine(text));
+      },
+    };
+    using _ = new Output({ out: new Recorder(), err }).progress("a boot without a word");
+    // A guest that boots holds the process up; here nothing does.
+    const awake = setInterval(() => undefined, 1000);
+    expect(await promise).toMatch(/^a boot without a word \d+ s$/);
+    clearInterval(awake);
+  });
+
   test("disposing of a progress takes its line away", () => {
     const err = new Recorder(true);
     const output = new Output({ out: new Recorder(), err });
