@@ -43,8 +43,8 @@ beforeEach(() => {
 });
 
 afterEach(async () => {
-  expect(tracesOf(host)).toEqual(NO_TRACES);
   directory[Symbol.dispose]();
+  expect(tracesOf(host)).toEqual(NO_TRACES);
 });
 
 async function until(condition: () => boolean): Promise<void> {
