@@ -25,15 +25,19 @@ export interface ErrorReport {
   exitCode: number;
 }
 
+/** What the system's own errors mean where nobody has put one of ours in their place. */
+const systemCodes: Readonly<Record<string, ErrorCode>> = { ENOSPC: "NO_SPACE", EDQUOT: "NO_SPACE" };
+
 /**
  * Describes any thrown value. Errors of rooms that import nothing of the project (QmpError,
  * AgentError) take part through their `code`; what has no known code is reported as INTERNAL.
  */
 export function describeError(error: unknown): ErrorReport {
   const message = error instanceof Error ? error.message : String(error);
-  const rawCode = codeOf(error);
-  const entry = lookupCode(rawCode) ?? lookupCode("INTERNAL")!;
-  const code = lookupCode(rawCode) ? rawCode! : "INTERNAL";
+  const rawCode = codeOf(error) ?? "INTERNAL";
+  const meant = systemCodes[rawCode] ?? rawCode;
+  const code = lookupCode(meant) ? meant : "INTERNAL";
+  const entry = lookupCode(code)!;
   const hint = error instanceof FlurryError ? error.hint : undefined;
   return { code, message, hint, httpStatus: entry.http, exitCode: entry.exit };
 }

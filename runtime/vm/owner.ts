@@ -1,4 +1,4 @@
-import { mkdirSync, readdirSync, readFileSync, readlinkSync, rmSync } from "node:fs";
+import { mkdirSync, readdirSync, readFileSync, readlinkSync, rmSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { codeOf, FlurryError } from "../../errors/errors.ts";
 
@@ -10,6 +10,8 @@ const VM_PATH_BYTES = "/1234567/q".length;
 
 /** Begins the names of temporary files; those of their owner follow. */
 const TEMPORARY = ".tmp-";
+
+const FOREIGN_KEEP_MS = 24 * 60 * 60 * 1000;
 
 let sequence = 0;
 
@@ -105,12 +107,28 @@ export function temporaryPrefix(): string {
   return `${TEMPORARY}${ownerName(process.pid, startTimeOf(process.pid)!, sequence++)}-`;
 }
 
-/** Removes temporary files of dead processes from a directory. */
+/**
+ * Removes temporary files of dead processes from a directory. Those of another PID namespace go when
+ * they are a day old: a container that is gone never comes back to them, and none is needed that long.
+ */
 export function reapLeftoverFiles(dir: string): void {
   for (const name of readdirSync(dir)) {
-    if (!name.startsWith(TEMPORARY) || !isDead(name.slice(TEMPORARY.length))) continue;
-    rmSync(join(dir, name), { recursive: true, force: true });
+    if (!name.startsWith(TEMPORARY)) continue;
+    const owner = name.slice(TEMPORARY.length);
+    const path = join(dir, name);
+    if (isDead(owner) || (isForeign(owner) && isOlderThan(path, FOREIGN_KEEP_MS))) {
+      rmSync(path, { recursive: true, force: true });
+    }
   }
+}
+
+function isForeign(name: string): boolean {
+  return /^\d+-\d+-\d+-\d+-/.test(name) && name.split("-")[0] !== pidNamespace();
+}
+
+function isOlderThan(path: string, ms: number): boolean {
+  const entry = statSync(path, { throwIfNoEntry: false });
+  return entry !== undefined && Date.now() - entry.mtimeMs > ms;
 }
 
 /** Processes whose command line names a path below `dir`. */

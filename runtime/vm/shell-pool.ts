@@ -44,7 +44,8 @@ export class ShellPool implements AsyncDisposable {
   }
 
   /**
-   * Changes how many shells are kept, and waits until there are as many.
+   * Changes how many shells are kept, and waits until there are as many. With a smaller number, those
+   * that wait already go on waiting to be taken.
    *
    * @throws FlurryError as `Shell.start`; ABORTED, also when the pool is disposed meanwhile
    */

@@ -1,7 +1,15 @@
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
 import { type ChildProcess, spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
-import { copyFileSync, existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import {
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  utimesSync,
+  writeFileSync,
+} from "node:fs";
 import { basename, join } from "node:path";
 import {
   Owner,
@@ -199,6 +207,19 @@ describe("startTimeOf()", () => {
 });
 
 describe("reapLeftoverFiles()", () => {
+  test("removes what another PID namespace left when it is more than a day old, and not before", () => {
+    const [, ...rest] = ownerName(1, "1", 0).split("-");
+    const [old, fresh] = ["7", "8"].map((namespace) => `.tmp-${[namespace, ...rest].join("-")}-x`) as [
+      string,
+      string,
+    ];
+    for (const name of [old, fresh]) writeFileSync(join(roots.run, name), "");
+    const twoDaysAgo = new Date(Date.now() - 2 * 24 * 60 * 60 * 1000);
+    utimesSync(join(roots.run, old), twoDaysAgo, twoDaysAgo);
+    reapLeftoverFiles(roots.run);
+    expect(readdirSync(roots.run)).toEqual([fresh]);
+  });
+
   test("removes temporary files of dead processes, and nothing else", async () => {
     const stranger = await waiting("stranger");
     const mine = `${temporaryPrefix()}mine`;
