@@ -1,4 +1,4 @@
-import { mkdirSync } from "node:fs";
+import { chmodSync, mkdirSync } from "node:fs";
 import { homedir } from "node:os";
 import { join } from "node:path";
 
@@ -38,6 +38,14 @@ export function flurryShm(): string {
 }
 
 function ensured(dir: string): string {
-  mkdirSync(dir, { recursive: true, mode: 0o755 });
+  makeReachable(dir);
   return dir;
+}
+
+/**
+ * Makes a directory that the user of the VMs can pass through, whatever the umask. One that is there
+ * already stays as it is: its modes are its owner's.
+ */
+export function makeReachable(dir: string): void {
+  if (mkdirSync(dir, { recursive: true }) !== undefined) chmodSync(dir, 0o755);
 }

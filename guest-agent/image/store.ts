@@ -1,6 +1,6 @@
 import { createHash } from "node:crypto";
 import { createReadStream } from "node:fs";
-import { mkdir, readdir, readFile, rename, rm, stat, unlink, writeFile } from "node:fs/promises";
+import { chmod, mkdir, readdir, readFile, rename, rm, stat, unlink, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { pipeline } from "node:stream/promises";
 import { z } from "zod";
@@ -179,7 +179,9 @@ export async function claimName(home: string, name: string, hash: string): Promi
 
 /** A new directory beside the images, so that publishing it is a rename. */
 export async function openStaging(home: string): Promise<TemporaryDirectory> {
-  await mkdir(imagesDir(home), { recursive: true, mode: 0o755 });
+  const made = await mkdir(imagesDir(home), { recursive: true });
+  // Not by mkdir's mode, which a umask cuts: the user of the VMs must be able to pass through.
+  if (made !== undefined) await chmod(imagesDir(home), 0o755);
   return await openOwned(imagesDir(home), ".building-");
 }
 

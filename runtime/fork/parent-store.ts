@@ -19,6 +19,7 @@ import {
   encodeDescriptor,
 } from "../../memserver/descriptor.ts";
 import { copyMemory, hashMemory } from "../../memserver/memory-image.ts";
+import { makeReachable } from "../home.ts";
 import type { Host } from "../vm/host.ts";
 import { reapLeftoverFiles, temporaryPrefix } from "../vm/owner.ts";
 import type { FrozenVm } from "./freeze.ts";
@@ -46,7 +47,8 @@ export class ParentStore {
   constructor(host: Host) {
     this.#host = host;
     this.#dir = join(host.home, "parents");
-    mkdirSync(join(this.#dir, "by-key"), { recursive: true, mode: 0o755 });
+    makeReachable(this.#dir);
+    mkdirSync(join(this.#dir, "by-key"), { recursive: true });
     reapLeftoverFiles(this.#dir);
   }
 

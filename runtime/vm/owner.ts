@@ -1,4 +1,4 @@
-import { mkdirSync, readdirSync, readFileSync, readlinkSync, rmSync, statSync } from "node:fs";
+import { chmodSync, mkdirSync, readdirSync, readFileSync, readlinkSync, rmSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { codeOf, FlurryError } from "../../errors/errors.ts";
 
@@ -51,8 +51,11 @@ export class Owner implements AsyncDisposable {
         },
       );
     }
-    mkdirSync(owner.run, { mode: 0o711 });
-    mkdirSync(owner.shm, { mode: 0o711 });
+    for (const dir of [owner.run, owner.shm]) {
+      mkdirSync(dir);
+      // Not by mkdir's mode, which a umask cuts: the user of the VMs must be able to pass through.
+      chmodSync(dir, 0o711);
+    }
     return owner;
   }
 

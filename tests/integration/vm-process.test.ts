@@ -1,6 +1,7 @@
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "bun:test";
 import { lstatSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { ParentStore } from "../../runtime/fork/parent-store.ts";
 import { isRoot } from "../../runtime/home.ts";
 import { Host } from "../../runtime/vm/host.ts";
 import { commandLine } from "../../runtime/vm/profile.ts";
@@ -55,6 +56,31 @@ function statusOf(pid: number): Map<string, string> {
 }
 
 describe("Host.open()", () => {
+  test(
+    "gives VMs directories that their user can pass through, whatever the umask",
+    async () => {
+      using own = ownDirectories();
+      using stack = new DisposableStack();
+      stack.use(environment({ FLURRY_RUN: join(own.run, "r"), FLURRY_SHM: join(own.shm, "s") }));
+      const umask = process.umask(0o077);
+      stack.defer(() => process.umask(umask));
+      await using strict = await Host.open({ home: own.home });
+      new ParentStore(strict);
+      const dirs = [
+        join(own.run, "r"),
+        join(own.shm, "s"),
+        strict.owner.run,
+        strict.owner.shm,
+        join(own.home, "parents"),
+      ];
+      for (const dir of dirs) expect([dir, lstatSync(dir).mode & 0o111]).toEqual([dir, 0o111]);
+      const vm = strict.owner.vmDir();
+      await using qemu = await QemuProcess.start({ host: strict, dir: vm, args: stoppedMachine(vm) });
+      expect((await qemu.qmp.execute("query-status")).status).toBe("prelaunch");
+    },
+    TEST_MS,
+  );
+
   test.each([
     ["is missing", "/nowhere/qemu-system-x86_64"],
     ["is not in PATH", "no-such-qemu"],
