@@ -16,11 +16,12 @@ const rooms = {
   memserver: ["errors", "qmp"],
   "runtime/vm": ["errors", "qmp"],
   "runtime/fork": ["errors", "qmp", "memserver", "guest-agent/protocol", "runtime/vm"],
-  "runtime/jobs": ["errors", "guest-agent/protocol", "runtime/vm", "runtime/fork"],
-  "runtime/workers": ["errors", "guest-agent", "runtime/fork", "runtime/jobs"],
-  "runtime/store": ["errors", "runtime/jobs"],
-  "runtime/gateway": ["errors", "runtime/workers", "runtime/jobs", "runtime/store"],
-  "runtime/client": ["errors"],
+  "runtime/api": ["errors"],
+  "runtime/jobs": ["errors", "guest-agent/protocol", "runtime/api", "runtime/vm", "runtime/fork"],
+  "runtime/workers": ["errors", "guest-agent", "runtime/api", "runtime/vm", "runtime/fork", "runtime/jobs"],
+  "runtime/store": ["errors", "runtime/api", "runtime/jobs"],
+  "runtime/gateway": ["errors", "runtime/api", "runtime/workers", "runtime/jobs", "runtime/store"],
+  "runtime/client": ["errors", "runtime/api"],
   "runtime/adapters": ["errors"],
 };
 

@@ -47,6 +47,35 @@ export const errorCodes = {
 
   TASK_FAILED: { http: 500, exit: 4 },
   TASK_TIMEOUT: { http: 504, exit: 4 },
+  INFRASTRUCTURE_FAILED: { http: 500, exit: 5 },
+
+  JOB_NOT_FOUND: { http: 404, exit: 2 },
+  JOB_ACTIVE: { http: 409, exit: 2 },
+  TASK_NOT_FOUND: { http: 404, exit: 2 },
+  ARTIFACT_NOT_FOUND: { http: 404, exit: 2 },
+  WORKER_NOT_FOUND: { http: 404, exit: 2 },
+  SECRET_NOT_FOUND: { http: 404, exit: 2 },
+  KEY_NOT_FOUND: { http: 404, exit: 2 },
+  IDEMPOTENCY_MISMATCH: { http: 422, exit: 2 },
+  QUEUE_FULL: { http: 429, exit: 5 },
+  LIMIT_REACHED: { http: 429, exit: 5 },
+  WEBHOOK_FORBIDDEN: { http: 422, exit: 2 },
+
+  STORE_FAILED: { http: 500, exit: 5 },
+  STORE_TOO_NEW: { http: 500, exit: 3 },
+  DATA_IN_USE: { http: 500, exit: 5 },
+
+  ROUTE_NOT_FOUND: { http: 404, exit: 2 },
+  METHOD_NOT_ALLOWED: { http: 405, exit: 2 },
+  MEDIA_TYPE_UNSUPPORTED: { http: 415, exit: 2 },
+  BODY_TOO_LARGE: { http: 413, exit: 2 },
+  RANGE_NOT_SATISFIABLE: { http: 416, exit: 2 },
+  UNAUTHENTICATED: { http: 401, exit: 2 },
+  FORBIDDEN: { http: 403, exit: 2 },
+  KEYS_REQUIRED: { http: 500, exit: 2 },
+  SHUTTING_DOWN: { http: 503, exit: 5 },
+  GATEWAY_UNREACHABLE: { http: 502, exit: 5 },
+  GATEWAY_FAILED: { http: 502, exit: 5 },
 } as const satisfies Record<string, CodeEntry>;
 
 export type ErrorCode = keyof typeof errorCodes;

@@ -1,0 +1,111 @@
+import { z } from "zod";
+import { Environment, Failure, hasNoNul, MAX_FILE_BYTES, Name, pageOf, Time } from "./common.ts";
+
+/** When and how often a failed task is tried again. */
+export const Retry = z
+  .strictObject({
+    maxAttempts: z.int().min(1).max(100).default(1).meta({ description: "Attempts in all" }),
+    backoff: z
+      .strictObject({
+        initialMs: z.int().min(0).max(3_600_000).default(1000),
+        factor: z.number().min(1).max(10).default(2),
+        maxMs: z.int().min(0).max(86_400_000).default(60_000),
+      })
+      .prefault({})
+      .meta({ description: "Wait before attempt n+1: initialMs * factor^(n-1), at most maxMs, with jitter" }),
+  })
+  .meta({ id: "Retry" });
+export type Retry = z.infer<typeof Retry>;
+
+/** An absolute path in the guest without `.` and `..`. */
+export const GuestPath = z
+  .string()
+  .max(1024)
+  .refine(hasNoNul, "holds a NUL")
+  .refine(
+    (path) => /^(\/[^/]+)+$/.test(path) && !/\/\.{1,2}(\/|$)/.test(path),
+    "must be absolute, without . and ..",
+  );
+
+/** A file that lies in the VM before the worker's warm-up. */
+export const GuestFile = z
+  .strictObject({
+    path: GuestPath,
+    text: z.string().optional().meta({ description: "Content as UTF-8" }),
+    base64: z.base64().optional().meta({ description: "Content in base64" }),
+    mode: z.int().min(0).max(0o777).default(0o644),
+  })
+  .refine((file) => (file.text === undefined) !== (file.base64 === undefined), "needs either text or base64")
+  .meta({ id: "GuestFile" });
+export type GuestFile = z.infer<typeof GuestFile>;
+
+const Argv = z.array(z.string().max(131_072).refine(hasNoNul, "holds a NUL")).min(1).max(4096);
+
+/** What runs a job's tasks: a command in an image, with its options. */
+export const WorkerSpec = z
+  .strictObject({
+    image: Name.meta({
+      description: "Image to run in; built when it is a recipe that has no image yet",
+      example: "base",
+    }),
+    command: Argv.refine((argv) => argv[0] !== "", "has an empty program").meta({
+      description: "Program and arguments of every task",
+      example: ["sh", "-c", "echo $FLURRY_TASK_INDEX"],
+    }),
+    cwd: GuestPath.optional(),
+    files: z
+      .array(GuestFile)
+      .max(1000)
+      .default([])
+      .refine((files) => fileBytes(files) <= MAX_FILE_BYTES, `are more than ${MAX_FILE_BYTES} bytes`)
+      .meta({ description: "Put into the parent before it is warmed up and frozen" }),
+    warmUp: Argv.optional().meta({ description: "Command that the parent runs before it is frozen" }),
+    env: Environment.default({}),
+    secrets: z
+      .record(z.string().regex(/^[A-Za-z_][A-Za-z0-9_]{0,127}$/), Name)
+      .default({})
+      .meta({ description: "Variable of each task: name of the secret that it holds. Never in the parent" }),
+    memoryMiB: z.int().min(64).max(65_536).default(512),
+    cpus: z.int().min(1).max(64).default(1),
+    timeoutMs: z.int().min(1).max(86_400_000).optional().meta({ description: "Longest time of one attempt" }),
+    retry: Retry.prefault({}),
+  })
+  .meta({ id: "WorkerSpec" });
+export type WorkerSpec = z.infer<typeof WorkerSpec>;
+export type WorkerSpecInput = z.input<typeof WorkerSpec>;
+
+/**
+ * - `cold`: nothing has been made ready yet, or it has been given up for others; the next task does it
+ * - `preparing`: image or parent are being made
+ * - `ready`: children can be forked
+ * - `failed`: the reason is in `error`; a new version, or the next job, tries again
+ */
+export const WorkerState = z.enum(["cold", "preparing", "ready", "failed"]);
+export type WorkerState = z.infer<typeof WorkerState>;
+
+/** One version of a worker. */
+export const WorkerVersion = z
+  .object({
+    name: Name,
+    version: z.int(),
+    current: z.boolean().meta({ description: "Whether jobs that name no version get this one" }),
+    state: WorkerState,
+    step: z.string().optional().meta({ description: "What is being done while it is preparing" }),
+    error: Failure.optional(),
+    spec: WorkerSpec,
+    createdAt: Time,
+  })
+  .meta({ id: "WorkerVersion" });
+export type WorkerVersion = z.infer<typeof WorkerVersion>;
+
+export const WorkerPage = pageOf(WorkerVersion).meta({ id: "WorkerPage" });
+
+/** The version that jobs get when they name none. */
+export const CurrentVersion = z.strictObject({ version: z.int().min(1) }).meta({ id: "CurrentVersion" });
+
+function fileBytes(files: readonly GuestFile[]): number {
+  return files.reduce(
+    (sum, { text, base64 }) => sum + (text ? Buffer.byteLength(text) : ((base64?.length ?? 0) * 3) / 4),
+    0,
+  );
+}

@@ -1,0 +1,38 @@
+import type { KeyLimits, Scope } from "../api/mod.ts";
+import type { Clock } from "../clock.ts";
+import type { Dispatcher } from "../jobs/dispatcher.ts";
+import type { Jobs } from "../jobs/jobs.ts";
+import type { Store } from "../jobs/ports.ts";
+import type { TaskRuntime } from "../jobs/task-runtime.ts";
+
+/** What every route works with. */
+export interface GatewayContext {
+  store: Store;
+  jobs: Jobs;
+  dispatcher: Dispatcher;
+  runtime: TaskRuntime;
+  clock: Clock;
+  /** Aborted when the gateway ends: open streams end then. */
+  signal: AbortSignal;
+  limits: GatewayLimits;
+}
+
+export interface GatewayLimits {
+  /** Most bytes of a JSON body. */
+  bodyBytes: number;
+  /** Most bytes of a body of NDJSON. */
+  streamBytes: number;
+}
+
+/** Who asks. */
+export interface Principal {
+  /** Id of the key; "" where no keys are needed. It owns the jobs that it submits. */
+  owner: string;
+  scopes: ReadonlySet<Scope>;
+  limits: KeyLimits;
+}
+
+/** What the middleware knows of a request. */
+export interface GatewayEnv {
+  Variables: { requestId: string; principal: Principal };
+}
