@@ -7,12 +7,19 @@ import { type ErrorCode, lookupCode } from "./codes.ts";
 export class FlurryError extends Error {
   readonly code: ErrorCode;
   readonly hint: string | undefined;
+  /** When the same may succeed, for those who are turned away for now. */
+  readonly retryAfterSeconds: number | undefined;
 
-  constructor(code: ErrorCode, message: string, options: { cause?: unknown; hint?: string } = {}) {
+  constructor(
+    code: ErrorCode,
+    message: string,
+    options: { cause?: unknown; hint?: string; retryAfterSeconds?: number } = {},
+  ) {
     super(message, options.cause === undefined ? undefined : { cause: options.cause });
     this.name = "FlurryError";
     this.code = code;
     this.hint = options.hint;
+    this.retryAfterSeconds = options.retryAfterSeconds;
   }
 }
 

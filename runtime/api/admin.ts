@@ -1,5 +1,5 @@
 import { z } from "zod";
-import { Name, pageOf, Time } from "./common.ts";
+import { hasNoNul, Name, pageOf, Time } from "./common.ts";
 import { JobId, WebhookEvent } from "./jobs.ts";
 
 /** `submit`: change jobs, workers; `read`: see them; `admin`: everything, keys, secrets and hosts too. */
@@ -35,7 +35,9 @@ export const KeyCreated = Key.extend({
 }).meta({ id: "KeyCreated" });
 export const KeyPage = pageOf(Key).meta({ id: "KeyPage" });
 
-export const SecretPut = z.strictObject({ value: z.string().min(1).max(65_536) }).meta({ id: "SecretPut" });
+export const SecretPut = z
+  .strictObject({ value: z.string().min(1).max(65_536).refine(hasNoNul, "holds a NUL") })
+  .meta({ id: "SecretPut" });
 export const Secret = z.object({ name: Name, createdAt: Time }).meta({ id: "Secret" });
 export type Secret = z.infer<typeof Secret>;
 export const SecretPage = pageOf(Secret).meta({ id: "SecretPage" });

@@ -117,6 +117,8 @@ export interface StoredArtifact {
 
 export interface JobStore {
   draft(job: NewJob): Promise<JobDraft>;
+  /** Whether this key has submitted a job with this idempotency key (within 24 h): limits are not for a repetition. */
+  repeats(owner: string, idempotencyKey: string): Promise<boolean>;
   get(id: string): Promise<StoredJob | undefined>;
   /** Newest first. */
   list(query: JobQuery): Promise<Page<StoredJob>>;
@@ -206,7 +208,7 @@ export type AttemptEnd =
   | { state: "succeeded" | "failed"; reason: string; result: AttemptResult }
   /** The task failed and is tried again after `delayMs`. */
   | { state: "retrying"; reason: string; error?: Failure | undefined; delayMs: number }
-  /** It was not the task's fault: the attempt does not count. */
+  /** It was not the task's fault: the attempt does not count. With an error the infrastructure has failed it once more. */
   | { state: "queued"; reason: string; error?: Failure | undefined; delayMs: number }
   | { state: "canceled"; reason: string };
 
@@ -231,6 +233,10 @@ export interface Queue {
   finish(token: string, end: AttemptEnd): Promise<"recorded" | "stale">;
   /** Queues tasks again whose lease has run out. Returns their tokens. */
   expire(): Promise<string[]>;
+  /** Attempts whose leases were void when the store was opened: their blobs may still be there. */
+  abandoned(): Promise<{ job: string; index: number; token: string }[]>;
+  /** Nothing is left of these attempts: `abandoned` names them no longer. */
+  cleared(tokens: readonly string[]): Promise<void>;
   /** Milliseconds until a waiting task is ready or a lease runs out; undefined if neither will. */
   nextMs(): Promise<number | undefined>;
   /** Calls back when a task may have become ready. */
