@@ -4,6 +4,8 @@ import type { Dispatcher } from "../jobs/dispatcher.ts";
 import type { Jobs } from "../jobs/jobs.ts";
 import type { Store } from "../jobs/ports.ts";
 import type { TaskRuntime } from "../jobs/task-runtime.ts";
+import type { GatewayMetrics } from "./metrics.ts";
+import type { WebhookGuard } from "./webhook-guard.ts";
 
 /** What every route works with. */
 export interface GatewayContext {
@@ -15,6 +17,9 @@ export interface GatewayContext {
   /** Aborted when the gateway ends: open streams end then. */
   signal: AbortSignal;
   limits: GatewayLimits;
+  /** Refuses webhooks to where none may go; asked when a job is submitted and at each delivery. */
+  guard: WebhookGuard;
+  metrics: GatewayMetrics;
 }
 
 export interface GatewayLimits {
@@ -34,5 +39,10 @@ export interface Principal {
 
 /** What the middleware knows of a request. */
 export interface GatewayEnv {
-  Variables: { requestId: string; principal: Principal };
+  Variables: {
+    requestId: string;
+    principal: Principal;
+    /** W3C trace context that a job which is submitted now belongs to. */
+    traceparent?: string | undefined;
+  };
 }
