@@ -1,0 +1,170 @@
+import type { z } from "zod";
+import { FlurryError } from "../../errors/errors.ts";
+import { Job, JobEvent, LogChunk, TaskResult } from "../api/mod.ts";
+import { follow } from "./follow.ts";
+import { parseJson } from "./gateway-error.ts";
+import { splitLines } from "./lines.ts";
+import { parseEvents } from "./sse.ts";
+import type { Transport } from "./transport.ts";
+
+export interface EventsOptions {
+  /** Only events after this one. @default 0, from the first */
+  after?: number | undefined;
+  signal?: AbortSignal | undefined;
+}
+
+export interface ResultsOptions {
+  /** `index`: as submitted; `completion`: as they ended. @default "index" */
+  order?: "index" | "completion" | undefined;
+  /** Wait for those that have not ended yet. @default false */
+  follow?: boolean | undefined;
+  signal?: AbortSignal | undefined;
+}
+
+export interface LogsOptions {
+  /** Only of this task. */
+  task?: number | undefined;
+  /** Only chunks after this one. @default 0, from the first */
+  after?: number | undefined;
+  /** Wait for what is printed until the job has ended. @default false */
+  follow?: boolean | undefined;
+  signal?: AbortSignal | undefined;
+}
+
+/** Path of a job, or of something of it. */
+export function jobPath(id: string, rest = ""): string {
+  return `/v1/jobs/${encodeURIComponent(id)}${rest}`;
+}
+
+/** Whether a job is in a state that it leaves only by a retry. */
+export function hasEnded(job: Pick<Job, "state">): boolean {
+  return job.state === "succeeded" || job.state === "failed" || job.state === "canceled";
+}
+
+/** Events of a job until it has ended, each once, in order, over as many connections as that takes. */
+export function eventsOf(
+  transport: Transport,
+  id: string,
+  { after = 0, signal }: EventsOptions,
+): AsyncGenerator<JobEvent, void, undefined> {
+  let last = after;
+  let over = false;
+  const ending = new Ending(transport, id, signal);
+  return follow<JobEvent>({
+    async *open() {
+      const headers = {
+        accept: "text/event-stream",
+        ...(last > 0 && { "last-event-id": String(last) }),
+      };
+      const response = await transport.send(jobPath(id, "/events"), { headers, signal });
+      for await (const { data } of parseEvents(transport.body(response, signal))) {
+        const event = parsed(JobEvent, data, "event");
+        // A stream that was taken up too early repeats: nobody sees it.
+        if (event.id > last) yield event;
+      }
+    },
+    passed(event) {
+      last = event.id;
+      over = isLast(event);
+    },
+    complete: (gotAny) => (gotAny && over) || ending.isComplete(gotAny),
+    signal: transport.signalOf(signal),
+  });
+}
+
+/** Whether this event tells that the job has ended. */
+export function isLast({ type }: JobEvent): boolean {
+  return type === "job.succeeded" || type === "job.failed" || type === "job.canceled";
+}
+
+/** Results of a job's tasks, each once. */
+export async function* resultsOf(
+  transport: Transport,
+  id: string,
+  { order = "index", follow: wait = false, signal }: ResultsOptions,
+): AsyncGenerator<TaskResult, void, undefined> {
+  const { tasks } = await transport.json(jobPath(id), Job, { signal });
+  let passed = 0;
+  yield* follow<TaskResult>({
+    async *open() {
+      const query = { order, follow: wait };
+      const response = await transport.send(jobPath(id, "/results"), { query, signal });
+      let skip = passed;
+      for await (const result of lines(transport, response, TaskResult, "result", signal)) {
+        // A result says nothing of its place among those that ended; their order stays.
+        if (skip > 0) skip -= 1;
+        else yield result;
+      }
+    },
+    passed() {
+      passed += 1;
+    },
+    complete: () => !wait || passed >= tasks.total,
+    signal: transport.signalOf(signal),
+  });
+}
+
+/** What a job's tasks printed, each piece once, in order. */
+export function logsOf(
+  transport: Transport,
+  id: string,
+  { task, after = 0, follow: wait = false, signal }: LogsOptions,
+): AsyncGenerator<LogChunk, void, undefined> {
+  let last = after;
+  const ending = new Ending(transport, id, signal);
+  return follow<LogChunk>({
+    async *open() {
+      const query = { task, after: last, follow: wait };
+      const response = await transport.send(jobPath(id, "/logs"), { query, signal });
+      for await (const chunk of lines(transport, response, LogChunk, "piece of a log", signal)) {
+        if (chunk.id > last) yield chunk;
+      }
+    },
+    passed(chunk) {
+      last = chunk.id;
+    },
+    complete: (gotAny) => !wait || ending.isComplete(gotAny),
+    signal: transport.signalOf(signal),
+  });
+}
+
+/**
+ * Tells the end of a job's stream from a stream that ended for another reason, such as the gateway's end:
+ * it is over when a connection brought nothing although the job had ended before.
+ */
+class Ending {
+  readonly #ended: () => Promise<boolean>;
+  #known = false;
+
+  constructor(transport: Transport, id: string, signal: AbortSignal | undefined) {
+    this.#ended = async () => hasEnded(await transport.json(jobPath(id), Job, { signal }));
+  }
+
+  async isComplete(gotAny: boolean): Promise<boolean> {
+    if (!gotAny && this.#known) return true;
+    this.#known = await this.#ended();
+    return false;
+  }
+}
+
+async function* lines<T extends z.ZodType>(
+  transport: Transport,
+  response: Response,
+  schema: T,
+  what: string,
+  signal: AbortSignal | undefined,
+): AsyncGenerator<z.output<T>, void, undefined> {
+  for await (const line of splitLines(transport.body(response, signal), "lf")) {
+    // An empty line keeps a connection alive that has nothing to say.
+    if (line.trim() !== "") yield parsed(schema, line, what);
+  }
+}
+
+function parsed<T extends z.ZodType>(schema: T, text: string, what: string): z.output<T> {
+  const result = schema.safeParse(parseJson(text));
+  if (result.success) return result.data;
+  const shown = text.length > 200 ? `${text.slice(0, 200)}…` : text;
+  throw new FlurryError("GATEWAY_FAILED", `Cannot read the gateway's ${what}: ${JSON.stringify(shown)}`, {
+    cause: result.error,
+  });
+}

@@ -1,0 +1,205 @@
+import pRetry from "p-retry";
+import type { z } from "zod";
+import { codeOf, FlurryError } from "../../errors/errors.ts";
+import { errorOf, foreignAnswer, GatewayError, parseJson } from "./gateway-error.ts";
+
+/** Most bytes of an answer in JSON. What can be larger comes as a stream or in pages. */
+const MAX_JSON_BYTES = 64 * 1024 * 1024;
+const RETRIES = 4;
+/** A longer wait than this is the caller's to decide on. */
+const LONGEST_WAIT_MS = 60_000;
+
+export interface ClientOptions {
+  /** Where the gateway listens, such as `http://127.0.0.1:8787`. */
+  url: string;
+  /** `flk_…`; not needed where the gateway has no keys. */
+  key?: string | undefined;
+  /** @default the runtime's */
+  fetch?: ((url: string, init: RequestInit) => Promise<Response>) | undefined;
+  /** Ends every request and stream of this client. */
+  signal?: AbortSignal | undefined;
+}
+
+export interface RequestOptions {
+  /** @default "GET" */
+  method?: "GET" | "POST" | "PUT" | "DELETE";
+  query?: Record<string, string | number | boolean | undefined>;
+  headers?: Record<string, string>;
+  /** Body as JSON. */
+  json?: unknown;
+  /** Body as it comes; never sent twice. */
+  stream?: ReadableStream<Uint8Array>;
+  /** Whether it may be sent again when nobody knows what became of it. @default true for GET and PUT */
+  repeatable?: boolean;
+  signal?: AbortSignal | undefined;
+}
+
+/** Sends requests to one gateway, again where that is harmless, and makes errors of what is no success. */
+export class Transport {
+  readonly #base: string;
+  readonly #options: ClientOptions;
+
+  /** @throws FlurryError BAD_ARGUMENT for a URL that is none of HTTP */
+  constructor(options: ClientOptions) {
+    this.#base = baseOf(options.url);
+    this.#options = options;
+  }
+
+  /** The gateway's URL, without a slash at the end. */
+  get url(): string {
+    return this.#base;
+  }
+
+  /** The signal of the client and of one call together. */
+  signalOf(signal?: AbortSignal): AbortSignal | undefined {
+    const own = this.#options.signal;
+    return own && signal ? AbortSignal.any([own, signal]) : (own ?? signal);
+  }
+
+  /**
+   * Sends a request and returns its answer, whose status is below 300.
+   *
+   * @throws FlurryError with the code of the gateway's problem; GATEWAY_FAILED, GATEWAY_UNREACHABLE, ABORTED
+   */
+  async send(path: string, options: RequestOptions = {}): Promise<Response> {
+    const { method = "GET", stream } = options;
+    const repeatable = (options.repeatable ?? (method === "GET" || method === "PUT")) && !stream;
+    const signal = this.signalOf(options.signal);
+    if (!repeatable) return this.#once(path, options, signal);
+    try {
+      return await pRetry(() => this.#once(path, options, signal), {
+        retries: RETRIES,
+        minTimeout: 200,
+        maxTimeout: 5000,
+        randomize: true,
+        ...(signal && { signal }),
+        shouldRetry: ({ error }) => isPassing(error) && askedWait(error) <= LONGEST_WAIT_MS,
+        onFailedAttempt: async ({ error, retriesLeft }) => {
+          const waitMs = askedWait(error);
+          if (retriesLeft > 0 && waitMs > 0 && waitMs <= LONGEST_WAIT_MS) await delay(waitMs, signal);
+        },
+      });
+    } catch (error) {
+      throw signal?.aborted ? abortErrorOf(signal) : error;
+    }
+  }
+
+  /** Sends a request and reads its answer by a schema. */
+  async json<T extends z.ZodType>(path: string, schema: T, options?: RequestOptions): Promise<z.output<T>> {
+    return this.read(await this.send(path, options), schema, options?.signal);
+  }
+
+  /** Reads an answer by a schema. @throws FlurryError GATEWAY_FAILED, GATEWAY_UNREACHABLE, ABORTED */
+  async read<T extends z.ZodType>(response: Response, schema: T, signal?: AbortSignal): Promise<z.output<T>> {
+    const decoder = new TextDecoder();
+    let text = "";
+    let bytes = 0;
+    for await (const chunk of this.body(response, signal)) {
+      bytes += chunk.byteLength;
+      if (bytes > MAX_JSON_BYTES) throw foreignAnswer(response, `${text.slice(0, 1000)} and too much more`);
+      text += decoder.decode(chunk, { stream: true });
+    }
+    text += decoder.decode();
+    const parsed = schema.safeParse(parseJson(text));
+    if (!parsed.success) throw foreignAnswer(response, text, { cause: parsed.error });
+    return parsed.data;
+  }
+
+  /** The chunks of an answer; ending early gives the connection up. */
+  async *body(response: Response, signal?: AbortSignal): AsyncGenerator<Uint8Array, void, undefined> {
+    try {
+      for await (const chunk of response.body ?? []) yield chunk;
+    } catch (cause) {
+      throw this.#lost(cause, this.signalOf(signal));
+    }
+  }
+
+  async #once(path: string, options: RequestOptions, signal: AbortSignal | undefined): Promise<Response> {
+    const { method = "GET", query = {}, json, stream } = options;
+    const headers = new Headers(options.headers);
+    if (this.#options.key !== undefined) headers.set("authorization", `Bearer ${this.#options.key}`);
+    if (json !== undefined) headers.set("content-type", "application/json");
+    const url = new URL(`${this.#base}${path}`);
+    for (const [name, value] of Object.entries(query)) {
+      if (value !== undefined) url.searchParams.set(name, String(value));
+    }
+    const body = stream ?? (json === undefined ? undefined : JSON.stringify(json));
+    const init = {
+      method,
+      headers,
+      // The key is for this gateway alone.
+      redirect: "manual" as const,
+      ...(body !== undefined && { body }),
+      ...(stream && { duplex: "half" }),
+      ...(signal && { signal }),
+    };
+    let response: Response;
+    try {
+      response = await (this.#options.fetch ?? fetch)(url.href, init);
+    } catch (cause) {
+      throw this.#lost(cause, signal);
+    }
+    if (response.status >= 400) throw await errorOf(response);
+    if (!response.ok) throw foreignAnswer(response, response.headers.get("location") ?? "");
+    return response;
+  }
+
+  #lost(cause: unknown, signal: AbortSignal | undefined): FlurryError {
+    if (signal?.aborted) return abortErrorOf(signal);
+    if (cause instanceof FlurryError) return cause;
+    const reason = cause instanceof Error ? cause.message : String(cause);
+    return new FlurryError("GATEWAY_UNREACHABLE", `Cannot reach the gateway at ${this.#base}: ${reason}`, {
+      cause,
+      hint: "start one with `flurry serve`, or name where it listens",
+    });
+  }
+}
+
+/** Whether the same request may succeed when it is sent again. */
+export function isPassing(error: unknown): boolean {
+  if (error instanceof GatewayError) return error.status === 429 || error.status === 503;
+  return codeOf(error) === "GATEWAY_UNREACHABLE";
+}
+
+export function askedWait(error: unknown): number {
+  return (error instanceof GatewayError ? error.retryAfterMs : undefined) ?? 0;
+}
+
+/** Waits. @throws FlurryError ABORTED */
+export function delay(ms: number, signal?: AbortSignal): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const onAbort = () => {
+      clearTimeout(timer);
+      reject(abortErrorOf(signal));
+    };
+    if (signal?.aborted) return reject(abortErrorOf(signal));
+    const timer = setTimeout(() => {
+      signal?.removeEventListener("abort", onAbort);
+      resolve();
+    }, ms);
+    signal?.addEventListener("abort", onAbort, { once: true });
+  });
+}
+
+function abortErrorOf(signal: AbortSignal | undefined): FlurryError {
+  const cause: unknown = signal?.reason;
+  return cause instanceof FlurryError
+    ? cause
+    : new FlurryError("ABORTED", "The request was aborted", { cause });
+}
+
+function baseOf(text: string): string {
+  const url = URL.canParse(text) ? new URL(text) : undefined;
+  if (
+    !url ||
+    !/^https?:$/.test(url.protocol) ||
+    url.username !== "" ||
+    url.search !== "" ||
+    url.hash !== ""
+  ) {
+    throw new FlurryError("BAD_ARGUMENT", `Cannot use "${text}" as the URL of a gateway`, {
+      hint: "it looks like http://127.0.0.1:8787; a key is given apart",
+    });
+  }
+  return `${url.origin}${url.pathname.replace(/\/+$/, "")}`;
+}

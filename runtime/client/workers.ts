@@ -1,0 +1,63 @@
+import { WorkerPage, type WorkerSpecInput, WorkerVersion } from "../api/mod.ts";
+import type { CallOptions, ListOptions } from "./jobs.ts";
+import { itemsOf } from "./pages.ts";
+import type { Transport } from "./transport.ts";
+
+/** A description holds the worker's files: pages of many would be large. */
+const PAGE_SIZE = 10;
+
+/** Deployed workers of a gateway. */
+export class WorkersApi {
+  readonly #transport: Transport;
+
+  constructor(transport: Transport) {
+    this.#transport = transport;
+  }
+
+  /** Deploys a worker: a new version becomes the current one, unless the current one is equal. */
+  put(name: string, spec: WorkerSpecInput, { signal }: CallOptions = {}): Promise<WorkerVersion> {
+    return this.#transport.json(pathOf(name), WorkerVersion, { method: "PUT", json: spec, signal });
+  }
+
+  /** @param version - the current one by default */
+  get(
+    name: string,
+    { version, signal }: CallOptions & { version?: number | undefined } = {},
+  ): Promise<WorkerVersion> {
+    const path = version === undefined ? pathOf(name) : pathOf(name, `/versions/${version}`);
+    return this.#transport.json(path, WorkerVersion, { signal });
+  }
+
+  /** Current versions, by name. */
+  list({ pageSize = PAGE_SIZE, signal }: ListOptions = {}): AsyncGenerator<WorkerVersion> {
+    return itemsOf((cursor) =>
+      this.#transport.json("/v1/workers", WorkerPage, { query: { limit: pageSize, cursor }, signal }),
+    );
+  }
+
+  /** Newest first. */
+  versions(name: string, { pageSize = PAGE_SIZE, signal }: ListOptions = {}): AsyncGenerator<WorkerVersion> {
+    return itemsOf((cursor) =>
+      this.#transport.json(pathOf(name, "/versions"), WorkerPage, {
+        query: { limit: pageSize, cursor },
+        signal,
+      }),
+    );
+  }
+
+  /** Sets the version that jobs get when they name none. */
+  setCurrent(name: string, version: number, { signal }: CallOptions = {}): Promise<WorkerVersion> {
+    const options = { method: "PUT" as const, json: { version }, signal };
+    return this.#transport.json(pathOf(name, "/current"), WorkerVersion, options);
+  }
+
+  /** Takes a worker away; its jobs go on. */
+  async remove(name: string, { signal }: CallOptions = {}): Promise<void> {
+    const response = await this.#transport.send(pathOf(name), { method: "DELETE", signal });
+    await response.body?.cancel();
+  }
+}
+
+function pathOf(name: string, rest = ""): string {
+  return `/v1/workers/${encodeURIComponent(name)}${rest}`;
+}
