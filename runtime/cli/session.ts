@@ -1,4 +1,4 @@
-import { Admission, hostLimits } from "../fork/admission.ts";
+import { Admission, type FamilyAdmission, hostLimits } from "../fork/admission.ts";
 import {
   type OpenParentOptions,
   openParent,
@@ -13,7 +13,7 @@ import type { Output } from "./output.ts";
 export interface ForkSession extends AsyncDisposable {
   parent: Parent;
   origin: ParentOrigin;
-  admission: Admission;
+  admission: FamilyAdmission;
 }
 
 export interface ForkSessionOptions extends Omit<OpenParentOptions, "onProgress"> {
@@ -36,7 +36,7 @@ export async function openSession(options: ForkSessionOptions): Promise<ForkSess
   const { parent, origin } = opened;
   const limits = hostLimits(parent.profile.accel, host.cores);
   const slots = options.children ?? limits.slots;
-  const admission = new Admission({ ...limits, slots }, parent.descriptor.ram.bytes);
+  const admission = new Admission({ ...limits, slots }).family(parent.descriptor.ram.bytes);
   return { parent, origin, admission, [Symbol.asyncDispose]: () => parent[Symbol.asyncDispose]() };
 }
 
@@ -49,6 +49,8 @@ function progressText(event: ParentProgress): string {
       return `booting (${event.accel.accel}: ${event.accel.reason})`;
     case "console":
       return `booting: ${event.line.trim()}`;
+    case "files":
+      return "putting files in";
     case "warm-up":
       return "warming up";
     case "freeze":

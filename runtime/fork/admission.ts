@@ -3,7 +3,7 @@ import { FlurryError } from "../../errors/errors.ts";
 import type { Accelerator } from "../vm/profile.ts";
 import { abortError, throwIfAborted } from "../vm/qemu-process.ts";
 
-/** Share of the memory that is available at the start which children may use together. */
+/** Share of the memory that is available which children may use together. */
 const MEMORY_SHARE = 0.8;
 /** First guess of a child's private memory: QEMU's own, and a part of the guest's. Measured ones replace it. */
 const QEMU_BYTES = 48 * 1024 * 1024;
@@ -14,14 +14,26 @@ const HEADROOM = 1.25;
 export interface AdmissionLimits {
   /** Bytes that all children together may add to the host. */
   memoryBytes: number;
-  /** Children that run at the same time. */
+  /** CPUs of children that run at the same time. */
   slots: number;
+}
+
+/** How memory is at this moment. */
+export interface MemoryNow {
+  /** Bytes that can be used on the host without swapping. */
+  availableBytes: number;
+  /** Bytes that admitted children have taken already. */
+  heldBytes: number;
 }
 
 /** A place for one child, given back when disposed. */
 export interface Ticket extends Disposable {
   /** Bytes that were set aside. */
   bytes: number;
+}
+
+export interface AcquireOptions {
+  signal?: AbortSignal | undefined;
 }
 
 /** How many children can run here: as many as cores when emulated; KVM guests leave cores idle more often. */
@@ -35,45 +47,55 @@ export function availableMemory(): number {
   return Number(match?.[1] ?? 0) * 1024;
 }
 
-/** Admits children by memory and CPU, in the order in which they asked. */
+/**
+ * Admits children of all families by memory and CPU, in the order in which they asked: a large one
+ * that waits is overtaken by nobody.
+ */
 export class Admission {
-  readonly #limits: AdmissionLimits;
-  readonly #queue: { admit: () => void }[] = [];
-  #bytesPerChild: number;
+  readonly #memoryBytes: number;
+  readonly #memoryNow: (() => MemoryNow) | undefined;
+  readonly #queue: { request: FamilyAdmission; admit: () => void }[] = [];
+  #slots: number;
   #usedBytes = 0;
   #usedSlots = 0;
 
-  /** @param guestBytes - RAM of one guest */
-  constructor(limits: AdmissionLimits, guestBytes: number) {
-    this.#limits = limits;
-    this.#bytesPerChild = QEMU_BYTES + guestBytes * GUEST_SHARE;
+  /** @param memoryNow - looked at before each admission; without it, only the limits count */
+  constructor(limits: AdmissionLimits, memoryNow?: () => MemoryNow) {
+    this.#memoryBytes = limits.memoryBytes;
+    this.#slots = limits.slots;
+    this.#memoryNow = memoryNow;
   }
 
-  /** Bytes that the next child is expected to need. */
-  get bytesPerChild(): number {
-    return this.#bytesPerChild;
+  get slots(): number {
+    return this.#slots;
   }
 
-  /** Takes what a child really used as the measure for the next ones. */
-  learn(privateBytes: number): void {
-    const measured = privateBytes * HEADROOM;
-    // A larger one counts at once, smaller ones only gradually: too few children beat a host out of memory.
-    this.#bytesPerChild = Math.max(measured, this.#bytesPerChild * 0.9 + measured * 0.1);
+  set slots(count: number) {
+    this.#slots = count;
     this.#admitWaiting();
   }
 
   /**
-   * Waits for a place.
+   * The way in for the children of one parent, which learns what they need.
+   *
+   * @param guestBytes - RAM of one guest
+   * @param cpus - slots that a child takes. @default 1
+   */
+  family(guestBytes: number, cpus = 1): FamilyAdmission {
+    return new FamilyAdmission(this, guestBytes, cpus);
+  }
+
+  /**
+   * Waits for a place; called through `family`.
    *
    * @throws FlurryError ADMISSION_REFUSED if even an empty host has no room for one child, ABORTED
    */
-  async acquire(options: { signal?: AbortSignal | undefined } = {}): Promise<Ticket> {
-    const { signal } = options;
+  async acquire(request: FamilyAdmission, { signal }: AcquireOptions = {}): Promise<Ticket> {
     throwIfAborted(signal);
-    if (this.#bytesPerChild > this.#limits.memoryBytes || this.#limits.slots < 1) throw this.#refusal();
-    if (this.#queue.length === 0 && this.#hasRoom()) return this.#take();
+    if (request.bytesPerChild > this.#memoryBytes || this.#slots < 1) throw this.#refusal(request);
+    if (this.#queue.length === 0 && this.#hasRoom(request)) return this.#take(request);
     const { promise, resolve, reject } = Promise.withResolvers<Ticket>();
-    const entry = { admit: () => resolve(this.#take()) };
+    const entry = { request, admit: () => resolve(this.#take(request)) };
     this.#queue.push(entry);
     const onAbort = () => {
       const at = this.#queue.indexOf(entry);
@@ -89,10 +111,16 @@ export class Admission {
     }
   }
 
-  #take(): Ticket {
-    const bytes = this.#bytesPerChild;
+  /** Looks again whether those who wait can be let in: a family has changed its measure. */
+  reconsider(): void {
+    this.#admitWaiting();
+  }
+
+  #take(request: FamilyAdmission): Ticket {
+    const bytes = request.bytesPerChild;
+    const slots = this.#slotsOf(request);
     this.#usedBytes += bytes;
-    this.#usedSlots += 1;
+    this.#usedSlots += slots;
     let held = true;
     return {
       bytes,
@@ -100,32 +128,76 @@ export class Admission {
         if (!held) return;
         held = false;
         this.#usedBytes -= bytes;
-        this.#usedSlots -= 1;
+        this.#usedSlots -= slots;
         this.#admitWaiting();
       },
     };
   }
 
-  #hasRoom(): boolean {
+  #hasRoom(request: FamilyAdmission): boolean {
     // Alone on the host a child always has room: its measure may have outgrown the budget since.
     if (this.#usedSlots === 0) return true;
-    const { memoryBytes, slots } = this.#limits;
-    return this.#usedSlots < slots && this.#usedBytes + this.#bytesPerChild <= memoryBytes;
+    if (this.#usedSlots + this.#slotsOf(request) > this.#slots) return false;
+    const bytes = this.#usedBytes + request.bytesPerChild;
+    return bytes <= this.#memoryBytes && bytes <= this.#bytesNow();
+  }
+
+  /** What children may use together as things are now: what they have, and a share of what is left. */
+  #bytesNow(): number {
+    if (!this.#memoryNow) return Number.POSITIVE_INFINITY;
+    const { availableBytes, heldBytes } = this.#memoryNow();
+    return heldBytes + availableBytes * MEMORY_SHARE;
+  }
+
+  /** A guest with more CPUs than there are slots takes all of them. */
+  #slotsOf({ cpus }: FamilyAdmission): number {
+    return Math.min(cpus, Math.max(1, this.#slots));
   }
 
   #admitWaiting(): void {
-    while (this.#queue.length > 0 && this.#hasRoom()) this.#queue.shift()!.admit();
+    while (this.#queue.length > 0 && this.#hasRoom(this.#queue[0]!.request)) this.#queue.shift()!.admit();
   }
 
-  #refusal(): FlurryError {
-    const need = Math.ceil(this.#bytesPerChild / 1024 / 1024);
-    const have = Math.floor(this.#limits.memoryBytes / 1024 / 1024);
+  #refusal({ bytesPerChild }: FamilyAdmission): FlurryError {
+    const need = Math.ceil(bytesPerChild / 1024 / 1024);
+    const have = Math.floor(this.#memoryBytes / 1024 / 1024);
     return new FlurryError(
       "ADMISSION_REFUSED",
       `A child needs ${need} MiB, and children may use ${have} MiB here`,
       {
-        hint: "free memory, or give the guest less with --memory",
+        hint: "free memory, or give the guest less of it",
       },
     );
+  }
+}
+
+/** Admission of the children of one parent: they need about as much as each other. */
+export class FamilyAdmission {
+  readonly cpus: number;
+  readonly #admission: Admission;
+  #bytesPerChild: number;
+
+  constructor(admission: Admission, guestBytes: number, cpus: number) {
+    this.#admission = admission;
+    this.cpus = cpus;
+    this.#bytesPerChild = QEMU_BYTES + guestBytes * GUEST_SHARE;
+  }
+
+  /** Bytes that the next child is expected to need. */
+  get bytesPerChild(): number {
+    return this.#bytesPerChild;
+  }
+
+  /** Takes what a child really used as the measure for the next ones. */
+  learn(privateBytes: number): void {
+    const measured = privateBytes * HEADROOM;
+    // A larger one counts at once, smaller ones only gradually: too few children beat a host out of memory.
+    this.#bytesPerChild = Math.max(measured, this.#bytesPerChild * 0.9 + measured * 0.1);
+    this.#admission.reconsider();
+  }
+
+  /** Waits for a place. @throws as `Admission.acquire` */
+  acquire(options?: AcquireOptions): Promise<Ticket> {
+    return this.#admission.acquire(this, options);
   }
 }

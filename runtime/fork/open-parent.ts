@@ -1,3 +1,4 @@
+import { createHash } from "node:crypto";
 import { rm } from "node:fs/promises";
 import { codeOf, FlurryError } from "../../errors/errors.ts";
 import type { AcceleratorVerdict } from "../vm/accelerator.ts";
@@ -32,6 +33,15 @@ export interface WarmUp {
   env?: Record<string, string>;
 }
 
+/** A file that is put into the parent before its warm-up. */
+export interface ParentFile {
+  /** Absolute path in the guest; missing directories are made. */
+  path: string;
+  data: Uint8Array;
+  /** Permission bits. */
+  mode: number;
+}
+
 export interface OpenParentOptions {
   host: Host;
   image: GuestImage;
@@ -39,7 +49,10 @@ export interface OpenParentOptions {
   memMiB?: number | undefined;
   /** @default 1 */
   cpus?: number | undefined;
+  files?: readonly ParentFile[] | undefined;
   warmUp?: WarmUp | undefined;
+  /** Longest time of the warm-up in milliseconds. @default no limit */
+  warmUpTimeoutMs?: number | undefined;
   /** Boots even if a frozen parent is on disk. @default false */
   fresh?: boolean | undefined;
   /** Shells kept waiting. @default 0 */
@@ -53,6 +66,7 @@ export type ParentProgress =
   | { step: "probe" }
   | { step: "boot"; accel: AcceleratorVerdict }
   | { step: "console"; line: string }
+  | { step: "files"; count: number }
   | { step: "warm-up"; argv: readonly string[] }
   | { step: "freeze" }
   | { step: "keep" }
@@ -74,7 +88,7 @@ export interface ParentOrigin {
 /**
  * A frozen parent, ready to fork: the one on disk that was made for the same request, else a new one.
  *
- * @throws FlurryError of boot, warm-up (TASK_FAILED), freeze and disk; ABORTED
+ * @throws FlurryError of boot, files and warm-up (TASK_FAILED, TASK_TIMEOUT), freeze and disk; ABORTED
  */
 export async function openParent(
   options: OpenParentOptions,
@@ -97,7 +111,7 @@ export async function openParent(
   const store = new ParentStore(host);
   // With the whole fingerprint, so that a parent is only found where it can be used.
   const fingerprint = fingerprintOf(host, profile, image.hash);
-  const key = parentKey({ ...fingerprint, warmUp: options.warmUp ?? null });
+  const key = parentKey({ ...fingerprint, warmUp: options.warmUp ?? null, ...filesKey(options.files) });
   const found = options.fresh ? undefined : await findStored(store, key, options);
   const { stored, ...times } = found
     ? { stored: found }
@@ -148,6 +162,7 @@ async function makeParent(options: MakeOptions) {
     onConsoleLine: (line) => onProgress?.({ step: "console", line }),
     signal,
   });
+  await putFiles(vm, options);
   const warmUpMs = await warmUp(vm, options);
   onProgress?.({ step: "freeze" });
   const frozen = await freeze(vm, image.hash, signal);
@@ -163,16 +178,55 @@ async function makeParent(options: MakeOptions) {
   return { stored, bootMs: vm.bootMs, warmUpMs, pauseMs: frozen.pauseMs, keepMs: performance.now() - began };
 }
 
+/** Names the files in the key of a parent. One without files has the key that it always had. */
+function filesKey(files: readonly ParentFile[] = []): { files?: unknown } {
+  if (files.length === 0) return {};
+  const named = files.map(({ path, data, mode }) => [
+    path,
+    mode,
+    createHash("sha256").update(data).digest("hex"),
+  ]);
+  return { files: named };
+}
+
+async function putFiles(vm: BootedVm, { files = [], onProgress, signal }: MakeOptions): Promise<void> {
+  if (files.length === 0) return;
+  onProgress?.({ step: "files", count: files.length });
+  for (const { path, data, mode } of files) {
+    await vm.agent.putFile(path, data, { mode, signal }).catch(async (error) => {
+      if (codeOf(error) !== "AGENT_REFUSED") throw await explainAgentError(error, "the parent", vm.qemu);
+      const reason = error instanceof Error ? error.message : String(error);
+      throw new FlurryError("TASK_FAILED", `Cannot put "${path}" into the VM: ${reason}`, { cause: error });
+    });
+  }
+}
+
 /** Runs the warm-up command; returns the milliseconds that it took. */
 async function warmUp(vm: BootedVm, options: MakeOptions): Promise<number> {
   if (!options.warmUp) return 0;
   const { argv, env } = options.warmUp;
+  const { signal, warmUpTimeoutMs: timeoutMs } = options;
   options.onProgress?.({ step: "warm-up", argv });
   const began = performance.now();
-  const result = await vm.agent.run(argv, { env, signal: options.signal }).catch(async (error) => {
-    throw await explainAgentError(error, "the parent", vm.qemu);
+  const result = await vm.agent.run(argv, { env, timeoutMs, signal }).catch(async (error) => {
+    throw await warmUpError(error, vm, timeoutMs);
   });
   if (result.code === 0) return performance.now() - began;
   const how = result.signal ? `was ended by signal ${result.signal}` : `exited with status ${result.code}`;
-  throw new FlurryError("TASK_FAILED", `Warm-up "${argv.join(" ")}" ${how}: ${result.stderr.slice(-1000)}`);
+  const output = result.stderr.trim() === "" ? result.stdout : result.stderr;
+  throw new FlurryError("TASK_FAILED", `Warm-up "${argv.join(" ")}" ${how}: ${output.slice(-1000)}`);
+}
+
+async function warmUpError(error: unknown, vm: BootedVm, timeoutMs: number | undefined): Promise<unknown> {
+  const code = codeOf(error);
+  if (code === "AGENT_TIMEOUT") {
+    return new FlurryError("TASK_TIMEOUT", `The warm-up has not ended within ${timeoutMs} ms`, {
+      cause: error,
+    });
+  }
+  if (code === "AGENT_REFUSED") {
+    const reason = error instanceof Error ? error.message : String(error);
+    return new FlurryError("TASK_FAILED", `The warm-up did not run: ${reason}`, { cause: error });
+  }
+  return await explainAgentError(error, "the parent", vm.qemu);
 }

@@ -1,5 +1,5 @@
 import { codeOf, describeError, type ErrorReport } from "../../errors/errors.ts";
-import type { Admission } from "../fork/admission.ts";
+import type { FamilyAdmission } from "../fork/admission.ts";
 import type { Identity, StartTimes } from "../fork/child.ts";
 import { throwIfAborted } from "../vm/qemu-process.ts";
 import { type OutputHandler, runTask, type TaskOutcome, type TaskSpec, type TaskVm } from "./task.ts";
@@ -7,7 +7,7 @@ import { type OutputHandler, runTask, type TaskOutcome, type TaskSpec, type Task
 export interface RunTasksOptions {
   /** Starts the VM of a task, such as a fork of a parent. */
   start: (options: { identity: Identity; signal: AbortSignal }) => Promise<TaskVm>;
-  admission: Admission;
+  admission: FamilyAdmission;
   count: number;
   /** What task `index` does. */
   task: (index: number) => Omit<TaskSpec, "index">;

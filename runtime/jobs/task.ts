@@ -1,16 +1,8 @@
-import { createWriteStream } from "node:fs";
-import { chmod, mkdir, rename, rm } from "node:fs/promises";
-import { basename, dirname, join } from "node:path";
-import { Readable } from "node:stream";
-import { pipeline } from "node:stream/promises";
 import { codeOf, FlurryError } from "../../errors/errors.ts";
-import type { AgentClient } from "../../guest-agent/protocol/mod.ts";
+import { type AgentClient, AgentError } from "../../guest-agent/protocol/mod.ts";
 import type { StartTimes } from "../fork/child.ts";
 import type { WarmUp } from "../fork/open-parent.ts";
-import { temporaryPrefix } from "../vm/owner.ts";
-
-/** Directory in the guest whose content a task leaves behind. */
-export const OUT_DIR = "/out";
+import { fetchOutputs, OUT_DIR, OutputDirectory, type OutputSink } from "./outputs.ts";
 
 /**
  * What a parent of tasks runs before it is frozen: makes /out, and then `argv` if there is one. Even
@@ -42,8 +34,12 @@ export interface TaskSpec {
   cwd?: string | undefined;
   /** Files that are put into the VM first: path in the guest and content. */
   files?: readonly { path: string; data: Uint8Array; mode?: number }[] | undefined;
-  /** Where the task's /out goes. It must not exist. */
+  /** What the command reads from its standard input. @default nothing */
+  stdin?: Uint8Array | undefined;
+  /** Directory that the task's /out goes to, all together or not at all. It must not exist. */
   outDir?: string | undefined;
+  /** Takes the files of /out one by one, in place of a directory. */
+  outputs?: OutputSink | undefined;
   /** @default no limit */
   timeoutMs?: number | undefined;
 }
@@ -64,7 +60,7 @@ export type OutputHandler = (stream: "stdout" | "stderr", chunk: Uint8Array) => 
 
 /**
  * Runs a task in its VM. What it prints is handed on as it comes, and held back while the handler
- * is busy. The outputs appear in `outDir` all together or not at all.
+ * is busy. Nothing is handed on any more once this has returned.
  *
  * @throws FlurryError TASK_TIMEOUT, CHILD_DIED, TASK_FAILED when the command cannot be started,
  * NO_SPACE, ABORTED
@@ -85,7 +81,7 @@ export async function runTask(
     const began = performance.now();
     const { code, signal: endedBy } = await runCommand(vm, spec, onOutput, limit);
     const commandMs = performance.now() - began;
-    const files = spec.outDir === undefined ? 0 : await fetchOutputs(vm, spec.outDir, limit);
+    const files = await keepOutputs(vm, spec, limit);
     return { code, signal: endedBy, files, commandMs };
   } catch (error) {
     if (signal?.aborted) throw new FlurryError("ABORTED", `Task ${spec.index} was aborted`, { cause: error });
@@ -104,68 +100,51 @@ async function runCommand(
   onOutput: OutputHandler,
   signal: AbortSignal | undefined,
 ) {
-  const command = await vm.agent.exec(spec.argv, { env: spec.env, cwd: spec.cwd, signal });
-  const [exit] = await Promise.all([
-    command.exited,
-    forward(command.stdout, (chunk) => onOutput("stdout", chunk)),
-    forward(command.stderr, (chunk) => onOutput("stderr", chunk)),
-  ]);
-  return exit;
+  const { env, cwd, stdin } = spec;
+  const command = await vm.agent.exec(spec.argv, { env, cwd, stdin: stdin !== undefined, signal });
+  const over = new AbortController();
+  try {
+    const [exit] = await Promise.all([
+      command.exited,
+      forward(command.stdout, (chunk) => onOutput("stdout", chunk), over.signal),
+      forward(command.stderr, (chunk) => onOutput("stderr", chunk), over.signal),
+      command.stdin && stdin ? feed(command.stdin, stdin) : undefined,
+    ]);
+    return exit;
+  } finally {
+    over.abort();
+  }
 }
 
 async function forward(
   source: ReadableStream<Uint8Array>,
   handler: (chunk: Uint8Array) => void | Promise<void>,
+  over: AbortSignal,
 ) {
-  for await (const chunk of source) await handler(chunk);
-}
-
-/** Copies the guest's /out beside `outDir` and renames it. Returns the number of files. */
-async function fetchOutputs(vm: TaskVm, outDir: string, signal: AbortSignal | undefined): Promise<number> {
-  const entries = await vm.agent.list(OUT_DIR, { signal });
-  const total = entries.reduce((sum, entry) => sum + entry.size, 0);
-  // /out lies in the guest's memory: more than that is a sparse file, made to fill the host's disk.
-  if (total > vm.memBytes) {
-    throw new FlurryError(
-      "TASK_FAILED",
-      `${OUT_DIR} claims ${total} bytes, more than the guest's memory of ${vm.memBytes}`,
-    );
-  }
-  // A name that says whose it is, so that what a killed run leaves here is found again.
-  const staging = join(dirname(outDir), `${temporaryPrefix()}${basename(outDir)}`);
-  await mkdir(staging, { recursive: true });
-  try {
-    let files = 0;
-    for (const entry of entries) {
-      const target = join(staging, entry.path);
-      if (entry.type === "dir") await mkdir(target, { recursive: true });
-      if (entry.type !== "file") continue;
-      await mkdir(dirname(target), { recursive: true });
-      const source = await vm.agent.getFile(join(OUT_DIR, entry.path), { signal });
-      const limited = atMost(source, entry.size, entry.path);
-      await pipeline(
-        Readable.from(limited),
-        createWriteStream(target, { flags: "wx" }),
-        signal ? { signal } : {},
-      );
-      await chmod(target, entry.mode & 0o777);
-      files += 1;
-    }
-    await rename(staging, outDir);
-    return files;
-  } finally {
-    await rm(staging, { recursive: true, force: true });
-  }
-}
-
-/** Passes on a file that the guest said has `bytes` bytes, and not one more. */
-async function* atMost(source: ReadableStream<Uint8Array>, bytes: number, path: string) {
-  let left = bytes;
   for await (const chunk of source) {
-    left -= chunk.length;
-    if (left < 0) throw new FlurryError("TASK_FAILED", `"${path}" grew while it was fetched`);
-    yield chunk;
+    if (over.aborted) return;
+    await handler(chunk);
   }
+}
+
+async function feed(stdin: WritableStream<Uint8Array>, bytes: Uint8Array): Promise<void> {
+  const writer = stdin.getWriter();
+  try {
+    await writer.write(bytes);
+    await writer.close();
+  } catch (error) {
+    // A program need not read all of it; whatever else is wrong also shows in its end.
+    if (!(error instanceof AgentError) || error.errno !== "EPIPE") throw error;
+  }
+}
+
+async function keepOutputs(vm: TaskVm, spec: TaskSpec, signal: AbortSignal | undefined): Promise<number> {
+  if (spec.outputs) return await fetchOutputs(vm, spec.outputs, signal);
+  if (spec.outDir === undefined) return 0;
+  await using directory = await OutputDirectory.open(spec.outDir, signal);
+  const files = await fetchOutputs(vm, directory, signal);
+  await directory.publish();
+  return files;
 }
 
 async function taskError(vm: TaskVm, spec: TaskSpec, error: unknown): Promise<unknown> {

@@ -19,7 +19,9 @@ export function runInChildren(
       children?.set(identity.index, child);
       return child;
     },
-    admission: new Admission({ memoryBytes: Number.MAX_SAFE_INTEGER, slots: 2 }, parent.descriptor.ram.bytes),
+    admission: new Admission({ memoryBytes: Number.MAX_SAFE_INTEGER, slots: 2 }).family(
+      parent.descriptor.ram.bytes,
+    ),
     count,
     name: "task",
     ...changes,

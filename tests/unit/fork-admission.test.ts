@@ -1,12 +1,18 @@
 import { describe, expect, test } from "bun:test";
-import { Admission, availableMemory, hostLimits, type Ticket } from "../../runtime/fork/admission.ts";
+import {
+  Admission,
+  availableMemory,
+  type FamilyAdmission,
+  hostLimits,
+  type Ticket,
+} from "../../runtime/fork/admission.ts";
 import { rejection } from "../support/agent-peer.ts";
 
 const MIB = 1024 * 1024;
 const GUEST = 512 * MIB;
 
 /** Asks for places, and tells which are given. */
-function ask(admission: Admission, names: string[], given: string[], signal?: AbortSignal) {
+function ask(admission: FamilyAdmission, names: string[], given: string[], signal?: AbortSignal) {
   return names.map(async (name) => {
     const ticket = await admission.acquire({ signal });
     given.push(name);
@@ -21,7 +27,7 @@ async function settled(): Promise<void> {
 
 describe("Admission", () => {
   test("gives places up to the slots, and the next ones in the order of asking", async () => {
-    const admission = new Admission({ memoryBytes: 100 * GUEST, slots: 2 }, GUEST);
+    const admission = new Admission({ memoryBytes: 100 * GUEST, slots: 2 }).family(GUEST);
     const given: string[] = [];
     const asked = ask(admission, ["a", "b", "c", "d"], given);
     await settled();
@@ -35,7 +41,7 @@ describe("Admission", () => {
   });
 
   test("lets nobody overtake who waits already", async () => {
-    const admission = new Admission({ memoryBytes: 100 * GUEST, slots: 1 }, GUEST);
+    const admission = new Admission({ memoryBytes: 100 * GUEST, slots: 1 }).family(GUEST);
     const given: string[] = [];
     const [first] = ask(admission, ["first", "second"], given);
     const held = await first!;
@@ -46,7 +52,7 @@ describe("Admission", () => {
   });
 
   test("gives a place back once, however often its ticket is disposed", async () => {
-    const admission = new Admission({ memoryBytes: 100 * GUEST, slots: 1 }, GUEST);
+    const admission = new Admission({ memoryBytes: 100 * GUEST, slots: 1 }).family(GUEST);
     const ticket = await admission.acquire();
     ticket[Symbol.dispose]();
     ticket[Symbol.dispose]();
@@ -57,7 +63,7 @@ describe("Admission", () => {
   });
 
   test("takes who gives up out of the queue, and no place is lost", async () => {
-    const admission = new Admission({ memoryBytes: 100 * GUEST, slots: 1 }, GUEST);
+    const admission = new Admission({ memoryBytes: 100 * GUEST, slots: 1 }).family(GUEST);
     const held = await admission.acquire();
     const impatience = new AbortController();
     const given: string[] = [];
@@ -72,7 +78,7 @@ describe("Admission", () => {
   });
 
   test("keeps a place that is given in the moment of an abort", async () => {
-    const admission = new Admission({ memoryBytes: 100 * GUEST, slots: 1 }, GUEST);
+    const admission = new Admission({ memoryBytes: 100 * GUEST, slots: 1 }).family(GUEST);
     const held = await admission.acquire();
     const abort = new AbortController();
     const waiting = admission.acquire({ signal: abort.signal });
@@ -87,8 +93,8 @@ describe("Admission", () => {
   });
 
   test("keeps children within the memory", async () => {
-    const one = new Admission({ memoryBytes: GUEST, slots: 1 }, GUEST).bytesPerChild;
-    const admission = new Admission({ memoryBytes: 3.5 * one, slots: 100 }, GUEST);
+    const one = new Admission({ memoryBytes: GUEST, slots: 1 }).family(GUEST).bytesPerChild;
+    const admission = new Admission({ memoryBytes: 3.5 * one, slots: 100 }).family(GUEST);
     const given: string[] = [];
     const asked = ask(admission, ["a", "b", "c", "d"], given);
     await settled();
@@ -100,7 +106,7 @@ describe("Admission", () => {
   });
 
   test("learns from what children used: a larger one at once, smaller ones little by little", async () => {
-    const admission = new Admission({ memoryBytes: 100 * GUEST, slots: 100 }, GUEST);
+    const admission = new Admission({ memoryBytes: 100 * GUEST, slots: 100 }).family(GUEST);
     const guess = admission.bytesPerChild;
     admission.learn(10 * MIB);
     expect(admission.bytesPerChild).toBeLessThan(guess);
@@ -112,8 +118,8 @@ describe("Admission", () => {
   });
 
   test("admits more when children turn out smaller", async () => {
-    const guess = new Admission({ memoryBytes: GUEST, slots: 1 }, GUEST).bytesPerChild;
-    const admission = new Admission({ memoryBytes: 1.95 * guess, slots: 100 }, GUEST);
+    const guess = new Admission({ memoryBytes: GUEST, slots: 1 }).family(GUEST).bytesPerChild;
+    const admission = new Admission({ memoryBytes: 1.95 * guess, slots: 100 }).family(GUEST);
     const given: string[] = [];
     ask(admission, ["a", "b"], given);
     await settled();
@@ -124,8 +130,8 @@ describe("Admission", () => {
   });
 
   test("never leaves somebody waiting on an empty host, whatever it has learnt meanwhile", async () => {
-    const guess = new Admission({ memoryBytes: GUEST, slots: 1 }, GUEST).bytesPerChild;
-    const admission = new Admission({ memoryBytes: 1.5 * guess, slots: 100 }, GUEST);
+    const guess = new Admission({ memoryBytes: GUEST, slots: 1 }).family(GUEST).bytesPerChild;
+    const admission = new Admission({ memoryBytes: 1.5 * guess, slots: 100 }).family(GUEST);
     const held = await admission.acquire();
     const given: string[] = [];
     ask(admission, ["waiting"], given);
@@ -138,11 +144,92 @@ describe("Admission", () => {
   test.each([[{ memoryBytes: 10 * MIB, slots: 4 }], [{ memoryBytes: 100 * GUEST, slots: 0 }]])(
     "refuses at once what even an empty host has no room for",
     async (limits) => {
-      const error = await rejection(new Admission(limits, GUEST).acquire());
+      const error = await rejection(new Admission(limits).family(GUEST).acquire());
       expect(error.code).toBe("ADMISSION_REFUSED");
       expect(error.message).toMatch(/needs \d+ MiB/);
     },
   );
+});
+
+describe("Admission of several families", () => {
+  const LARGE = 2048 * MIB;
+
+  test("shares one budget, and learns for each family alone", async () => {
+    const admission = new Admission({ memoryBytes: 100 * GUEST, slots: 100 });
+    const small = admission.family(GUEST);
+    const large = admission.family(LARGE);
+    expect(large.bytesPerChild).toBeGreaterThan(small.bytesPerChild);
+    const before = large.bytesPerChild;
+    small.learn(3 * GUEST);
+    expect(small.bytesPerChild).toBeGreaterThan(3 * GUEST);
+    expect(large.bytesPerChild).toBe(before);
+
+    const tight = new Admission({ memoryBytes: large.bytesPerChild + 10 * MIB, slots: 100 });
+    const given: string[] = [];
+    const [held] = ask(tight.family(LARGE), ["large"], given);
+    ask(tight.family(GUEST), ["small"], given);
+    await settled();
+    expect(given).toEqual(["large"]);
+    (await held!)[Symbol.dispose]();
+    await settled();
+    expect(given).toEqual(["large", "small"]);
+  });
+
+  test("lets no small child overtake a large one that waits", async () => {
+    const admission = new Admission({ memoryBytes: 700 * MIB, slots: 100 });
+    const small = admission.family(GUEST);
+    const given: string[] = [];
+    const [first, second] = ask(small, ["small 1", "small 2"], given);
+    ask(admission.family(LARGE), ["large"], given);
+    ask(small, ["small 3"], given);
+    (await first!)[Symbol.dispose]();
+    await settled();
+    expect(given).toEqual(["small 1", "small 2"]);
+    (await second!)[Symbol.dispose]();
+    await settled();
+    expect(given[2]).toBe("large");
+  });
+
+  test("counts a child's CPUs as slots, at most all of them", async () => {
+    const admission = new Admission({ memoryBytes: 100 * GUEST, slots: 2 });
+    const given: string[] = [];
+    const [wide] = ask(admission.family(GUEST, 8), ["wide"], given);
+    ask(admission.family(GUEST), ["narrow 1", "narrow 2", "narrow 3"], given);
+    await settled();
+    expect(given).toEqual(["wide"]);
+    (await wide!)[Symbol.dispose]();
+    await settled();
+    expect(given).toEqual(["wide", "narrow 1", "narrow 2"]);
+    admission.slots = 3;
+    await settled();
+    expect(given).toHaveLength(4);
+  });
+
+  test("keeps to what the host has now, however much the budget is", async () => {
+    let availableBytes = 10 * GUEST;
+    let heldBytes = 0;
+    const admission = new Admission({ memoryBytes: 100 * GUEST, slots: 100 }, () => ({
+      availableBytes,
+      heldBytes,
+    }));
+    const family = admission.family(GUEST);
+    const given: string[] = [];
+    const [first] = ask(family, ["a"], given);
+    availableBytes = 0;
+    heldBytes = family.bytesPerChild;
+    ask(family, ["b", "c"], given);
+    await settled();
+    expect(given).toEqual(["a"]);
+    // Whatever took the memory goes on taking it: one child at a time still runs.
+    (await first!)[Symbol.dispose]();
+    heldBytes = 0;
+    await settled();
+    expect(given).toEqual(["a", "b"]);
+    availableBytes = 10 * GUEST;
+    family.learn(10 * MIB);
+    await settled();
+    expect(given).toEqual(["a", "b", "c"]);
+  });
 });
 
 describe("hostLimits()", () => {
