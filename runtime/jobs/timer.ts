@@ -3,7 +3,7 @@ import { throwIfAborted } from "../vm/qemu-process.ts";
 /** Calls back once after `ms`, unless it is disposed before. Tests have one that goes by their clock. */
 export type After = (ms: number, callback: () => void) => Disposable;
 
-/** Longest wait that timers can hold; whoever waits longer looks again then. */
+/** Longest wait of one timer; whoever waits longer looks again then. */
 const MAX_MS = 3_600_000;
 
 export function systemAfter(ms: number, callback: () => void): Disposable {
@@ -12,15 +12,20 @@ export function systemAfter(ms: number, callback: () => void): Disposable {
 }
 
 /**
- * Waits for a time.
+ * Waits until `promise` is fulfilled.
  *
  * @throws FlurryError ABORTED
  */
-export async function wait(after: After, ms: number, signal?: AbortSignal): Promise<void> {
+export async function unlessAborted<T>(promise: Promise<T>, signal: AbortSignal): Promise<T> {
   throwIfAborted(signal);
-  const { promise, resolve } = Promise.withResolvers<void>();
-  using _timer = after(ms, resolve);
-  signal?.addEventListener("abort", () => resolve(), { once: true });
-  await promise;
-  throwIfAborted(signal);
+  const aborted = Promise.withResolvers<undefined>();
+  const onAbort = () => aborted.resolve(undefined);
+  signal.addEventListener("abort", onAbort, { once: true });
+  try {
+    const value = await Promise.race([promise, aborted.promise]);
+    if (value === undefined) throwIfAborted(signal);
+    return value as T;
+  } finally {
+    signal.removeEventListener("abort", onAbort);
+  }
 }
