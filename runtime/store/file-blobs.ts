@@ -31,7 +31,7 @@ export class FileBlobs implements BlobStore {
    * @throws FlurryError NO_SPACE, STORE_FAILED
    */
   static async open(dir: string): Promise<FileBlobs> {
-    await onFiles(`Cannot open the blobs in "${dir}"`, async () => {
+    await onFiles(dir, async () => {
       const unfinished = join(dir, UNFINISHED);
       await mkdir(unfinished, { recursive: true, mode: 0o700 });
       await syncDirectory(dirname(dir));
@@ -47,14 +47,14 @@ export class FileBlobs implements BlobStore {
     signal?: AbortSignal,
   ): Promise<{ size: number; sha256: string }> {
     const path = this.#path(key);
-    const what = `Cannot store blob "${key}"`;
     const unfinished = join(this.#dir, UNFINISHED, randomUUID());
+    const chunks = abortable(source, `Cannot store blob "${key}"`, signal);
     try {
-      const stored = await writeNew(unfinished, abortable(source, what, signal), what);
-      await onFiles(what, () => this.#publish(unfinished, path));
+      const stored = await writeNew(unfinished, chunks);
+      await onFiles(path, () => this.#publish(unfinished, path));
       return stored;
     } finally {
-      await onFiles(what, () => rm(unfinished, { force: true }));
+      await onFiles(unfinished, () => rm(unfinished, { force: true }));
     }
   }
 
@@ -63,13 +63,12 @@ export class FileBlobs implements BlobStore {
     range: { start: number; end: number } = { start: 0, end: Number.POSITIVE_INFINITY },
   ): Promise<ReadableStream<Uint8Array> | undefined> {
     const path = this.#path(key);
-    const what = `Cannot read blob "${key}"`;
-    return await onFiles(what, async () => {
+    return await onFiles(path, async () => {
       const handle = await openIfThere(path);
       if (!handle) return undefined;
       try {
         const stat = await handle.stat();
-        if (stat.isFile()) return streamOf(handle, range.start, Math.min(range.end, stat.size), what);
+        if (stat.isFile()) return streamOf(handle, range.start, Math.min(range.end, stat.size), path);
         await handle.close();
         return undefined;
       } catch (error) {
@@ -81,7 +80,7 @@ export class FileBlobs implements BlobStore {
 
   async removeAll(prefix: string): Promise<void> {
     const path = this.#path(prefix);
-    await onFiles(`Cannot remove blobs "${prefix}"`, async () => {
+    await onFiles(path, async () => {
       try {
         await rm(path, { recursive: true, force: true });
         await syncDirectory(dirname(path));
@@ -150,18 +149,17 @@ function isSegment(text: string): boolean {
 async function writeNew(
   path: string,
   source: AsyncIterable<Uint8Array>,
-  what: string,
 ): Promise<{ size: number; sha256: string }> {
-  await using handle = await onFiles(what, () => open(path, "wx", 0o600));
+  await using handle = await onFiles(path, () => open(path, "wx", 0o600));
   const hash = createHash("sha256");
   let size = 0;
   // Failures of the source are not the store's: they go through as they are.
   for await (const chunk of source) {
-    await onFiles(what, () => writeAll(handle, chunk));
+    await onFiles(path, () => writeAll(handle, chunk));
     hash.update(chunk);
     size += chunk.length;
   }
-  await onFiles(what, () => handle.sync());
+  await onFiles(path, () => handle.sync());
   return { size, sha256: hash.digest("hex") };
 }
 
@@ -187,17 +185,17 @@ function isMissing(error: unknown): boolean {
 }
 
 /** Reads a part of a file as it is asked for; closes the file at the end, at a failure and at a cancel. */
-function streamOf(handle: FileHandle, start: number, end: number, what: string): ReadableStream<Uint8Array> {
+function streamOf(handle: FileHandle, start: number, end: number, path: string): ReadableStream<Uint8Array> {
   let position = start;
   return new ReadableStream<Uint8Array>(
     {
       async pull(controller) {
         try {
-          const chunk = await onFiles(what, () => readNext(handle, position, end));
+          const chunk = await onFiles(path, () => readNext(handle, position, end));
           position += chunk.length;
           if (chunk.length > 0) return controller.enqueue(chunk);
           if (position < end)
-            throw new FlurryError("STORE_FAILED", `${what}: it ends after ${position} of ${end} bytes`);
+            throw new FlurryError("STORE_FAILED", `Blob file ${path} ends after ${position} of ${end} bytes`);
         } catch (error) {
           await handle.close();
           throw error;

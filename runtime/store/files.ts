@@ -1,5 +1,5 @@
 import { open } from "node:fs/promises";
-import { codeOf, FlurryError } from "../../errors/errors.ts";
+import { storeError } from "./store-error.ts";
 
 /** Makes durable what has been created, renamed or removed in a directory. */
 export async function syncDirectory(path: string): Promise<void> {
@@ -10,18 +10,13 @@ export async function syncDirectory(path: string): Promise<void> {
 /**
  * Runs what works on files of the store.
  *
- * @param what - what cannot be done when it fails, such as `Cannot store blob "x"`
+ * @param file - that is worked on, for the message
  * @throws FlurryError NO_SPACE on a full disk or quota, else STORE_FAILED
  */
-export async function onFiles<T>(what: string, operation: () => Promise<T>): Promise<T> {
+export async function onFiles<T>(file: string, operation: () => Promise<T>): Promise<T> {
   try {
     return await operation();
   } catch (error) {
-    if (error instanceof FlurryError) throw error;
-    const code = codeOf(error);
-    if (code === "ENOSPC" || code === "EDQUOT")
-      throw new FlurryError("NO_SPACE", `${what}: the disk is full`, { cause: error });
-    const message = error instanceof Error ? error.message : String(error);
-    throw new FlurryError("STORE_FAILED", `${what}: ${message}`, { cause: error });
+    throw storeError(error, file);
   }
 }

@@ -7,6 +7,7 @@ export interface NewDelivery {
   job: string;
   event: WebhookEvent;
   url: string;
+  /** As `seal` gave it. */
   secret?: string | undefined;
   /** JSON. */
   body: string;
@@ -14,6 +15,8 @@ export interface NewDelivery {
 
 /** Where the jobs' tables put messages to webhooks. */
 export interface Outbox {
+  /** Encrypts a webhook's secret: what is stored with the job, and given to `enqueue`. */
+  seal(job: string, secret: string): string;
   /** Stores a message, due at once. Called within the transaction of the change that it tells of. */
   enqueue(delivery: NewDelivery): void;
   /** Removes the messages of a job. Called within a transaction. */

@@ -30,7 +30,7 @@ export class Sealer {
    * @throws FlurryError STORE_FAILED when it cannot be read or is no key; NO_SPACE
    */
   static async open(keyPath: string): Promise<Sealer> {
-    const hex = await onFiles(`Cannot use key file "${keyPath}"`, () => readOrCreate(keyPath));
+    const hex = await onFiles(keyPath, () => readOrCreate(keyPath));
     if (!/^[0-9a-f]{64}\n?$/.test(hex)) {
       throw new FlurryError("STORE_FAILED", `Key file "${keyPath}" does not hold a key of 64 hex digits`, {
         hint: "Put the file back that belongs to this data directory",
