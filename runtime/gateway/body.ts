@@ -25,9 +25,10 @@ export function jsonBodies(limit: number): MiddlewareHandler<GatewayEnv> {
     if (c.req.raw.body === null || !JSON_TYPE.test(mediaType(header))) return next();
     refuseEncodings(c.req.header("content-encoding"), header);
     const text = await readText(c.req.raw, limit);
-    parseJson(text, "The body");
-    // Where hono looks first; its type of it is that of the awaited value.
-    Object.assign(c.req.bodyCache, { text: Promise.resolve(text) });
+    const value = parseJson(text, "The body");
+    // Read and checked once: hono would do both again for each who asks.
+    c.req.text = () => Promise.resolve(text);
+    c.req.json = <T>() => Promise.resolve(value as T);
     return next();
   });
 }

@@ -68,8 +68,9 @@ export function answerProblem(c: Context<GatewayEnv>, error: unknown): Response 
       error,
     });
   }
-  const retryAfter = RETRY_AFTER[problem.status];
-  if (retryAfter !== undefined) c.header("Retry-After", String(retryAfter));
+  const asked = error instanceof FlurryError ? error.retryAfterSeconds : undefined;
+  const retryAfter = asked ?? RETRY_AFTER[problem.status];
+  if (retryAfter !== undefined) c.header("Retry-After", String(Math.ceil(retryAfter)));
   c.header("Content-Type", "application/problem+json");
   // hono's types know no 499, which ABORTED has.
   return c.body(JSON.stringify(problem), problem.status as 500);

@@ -1,0 +1,127 @@
+import type { JobEvent, LogChunk } from "../api/mod.ts";
+import type { ResultQuery, StoredJob } from "../jobs/ports.ts";
+import type { GatewayContext } from "./context.ts";
+import type { Pieces } from "./paged-body.ts";
+import { Watch } from "./watch.ts";
+
+/** Entries that are read from the store at once: all that a stream holds. */
+const PAGE = 500;
+/** Longest silence of a stream. Proxies and Bun cut those that say nothing. */
+export const HEARTBEAT_MS = 5000;
+
+/** Whether a job is in a state that only a retry leaves. */
+export function hasEnded({ job }: StoredJob): boolean {
+  return job.state === "succeeded" || job.state === "failed" || job.state === "canceled";
+}
+
+/** What a stream of a job is made of. */
+interface Source<T> {
+  /** Subscribes to what may bring more. */
+  subscribe: (listener: (id: string) => void) => Disposable;
+  /** The entries after those that were read before; none when there are no more now. */
+  read: () => Promise<T[]>;
+  /** All entries of a page, as they are sent. */
+  format: (page: T[]) => string;
+  /** Sent in a silence; undefined to keep it. */
+  heartbeat: string | undefined;
+  /** Whether to wait for more until the job has ended. */
+  follow: boolean;
+}
+
+/** The job's events from after `after`, as Server-Sent Events, until the job has ended. */
+export function eventStream(context: GatewayContext, id: string, after: number): Pieces {
+  let last = after;
+  const { jobs } = context.store;
+  const entries = follow<JobEvent>(context, id, {
+    subscribe: (listener) => jobs.onChange(listener),
+    read: async () => {
+      const page = await jobs.events(id, last, PAGE);
+      last = page.at(-1)?.id ?? last;
+      return page;
+    },
+    format: (page) => page.map(sseOf).join(""),
+    heartbeat: ":\n\n",
+    follow: true,
+  });
+  return async function* (signal) {
+    // Said at once, so that the reader knows that it is connected.
+    yield "retry: 1000\n\n";
+    yield* entries(signal);
+  };
+}
+
+/** Results as lines of JSON. */
+export function resultStream(
+  context: GatewayContext,
+  id: string,
+  query: { order: ResultQuery["order"]; after: number | undefined; follow: boolean },
+): Pieces {
+  let { after } = query;
+  const { jobs } = context.store;
+  return follow(context, id, {
+    subscribe: (listener) => jobs.onChange(listener),
+    read: async () => {
+      const page = await jobs.results(id, { order: query.order, after, limit: PAGE });
+      after = page.next;
+      return page.items;
+    },
+    format: linesOf,
+    heartbeat: "\n",
+    follow: query.follow,
+  });
+}
+
+/** What tasks printed: as lines of JSON, or as they printed it. */
+export function logStream(
+  context: GatewayContext,
+  id: string,
+  query: { task: number | undefined; after: number; follow: boolean; text: boolean },
+): Pieces {
+  let last = query.after;
+  const { jobs, logs } = context.store;
+  return follow<LogChunk>(context, id, {
+    subscribe: (listener) => {
+      const both = new DisposableStack();
+      both.use(logs.onAppend(listener));
+      // The end of the job is no append.
+      both.use(jobs.onChange(listener));
+      return both;
+    },
+    read: async () => {
+      const page = await logs.read(id, { task: query.task, after: last, limit: PAGE });
+      last = page.at(-1)?.id ?? last;
+      return page;
+    },
+    format: query.text ? (page) => page.map(({ text }) => text).join("") : linesOf,
+    heartbeat: query.text ? undefined : "\n",
+    follow: query.follow,
+  });
+}
+
+function follow<T>(context: GatewayContext, id: string, source: Source<T>): Pieces {
+  return async function* (signal) {
+    using watch = new Watch(source.subscribe, id);
+    const { jobs } = context.store;
+    while (!signal.aborted) {
+      // Asked before the entries are read: what a job that has ended leaves is all there.
+      const stored = source.follow ? await jobs.get(id) : undefined;
+      const over = stored === undefined || hasEnded(stored);
+      const page = await source.read();
+      if (page.length > 0) {
+        yield source.format(page);
+        continue;
+      }
+      if (over) return;
+      const changed = await watch.next(HEARTBEAT_MS, signal);
+      if (!changed && source.heartbeat !== undefined && !signal.aborted) yield source.heartbeat;
+    }
+  };
+}
+
+function sseOf(event: JobEvent): string {
+  return `id: ${event.id}\nevent: ${event.type}\ndata: ${JSON.stringify(event)}\n\n`;
+}
+
+function linesOf(page: readonly unknown[]): string {
+  return page.map((entry) => `${JSON.stringify(entry)}\n`).join("");
+}

@@ -1,0 +1,34 @@
+/** Pieces of a body, made one after the other; it ends when `signal` is aborted. */
+export type Pieces = (signal: AbortSignal) => AsyncGenerator<string | Uint8Array>;
+
+/**
+ * A response's body that is made as it is read: a reader that is slow, or that stops, holds the one piece
+ * that is on its way. It ends with the reader, with its last piece, or when `ending` is aborted.
+ *
+ * Nothing is opened before the first read, so a body that nobody reads (HEAD) holds nothing.
+ */
+export function pagedBody(pieces: Pieces, ending: AbortSignal): ReadableStream<Uint8Array> {
+  const encoder = new TextEncoder();
+  const gone = new AbortController();
+  const signal = AbortSignal.any([gone.signal, ending]);
+  const iterator = pieces(signal);
+  return new ReadableStream<Uint8Array>(
+    {
+      async pull(controller) {
+        const { done, value } = await iterator.next();
+        if (done) {
+          // The signal of the gateway outlives this one: without an end it would keep listening.
+          gone.abort();
+          controller.close();
+        } else {
+          controller.enqueue(typeof value === "string" ? encoder.encode(value) : value);
+        }
+      },
+      async cancel(reason) {
+        gone.abort(reason);
+        await iterator.return(undefined);
+      },
+    },
+    { highWaterMark: 0 },
+  );
+}

@@ -1,0 +1,148 @@
+import { createHash } from "node:crypto";
+import { createRoute, OpenAPIHono, z } from "@hono/zod-openapi";
+import type { Context } from "hono";
+import { FlurryError } from "../../errors/errors.ts";
+import { Job, JobHead, JobSubmit, Validated } from "../api/mod.ts";
+import type { NewTasks } from "../jobs/jobs.ts";
+import type { StoredJob } from "../jobs/ports.ts";
+import { requireScope } from "./auth.ts";
+import { mediaType, refuseEncodings } from "./body.ts";
+import type { GatewayContext, GatewayEnv } from "./context.ts";
+import { NdjsonBody } from "./ndjson.ts";
+import { jsonBody, jsonResponse, problems, refTo } from "./openapi.ts";
+import { InvalidRequest } from "./problem.ts";
+
+const NDJSON = "application/x-ndjson";
+
+const IdempotencyKey = z
+  .string()
+  .min(1)
+  .max(255)
+  .regex(/^[\x20-\x7e]*$/, "must be printable ASCII")
+  .optional()
+  .meta({
+    description:
+      "Names this submission for 24 h. The same body again gives the same job, and `Idempotent-Replayed: true`; another body is refused",
+  });
+
+const submitJob = createRoute({
+  method: "post",
+  path: "/v1/jobs",
+  operationId: "submitJob",
+  tags: ["jobs"],
+  summary: "Submit a job",
+  description:
+    "As JSON, or as NDJSON: the first line describes the job (JobHead), each line after it is the input of one task. " +
+    "NDJSON is read as fast as it is stored, so a million inputs need no memory here; the job exists when all of it has arrived.",
+  middleware: requireScope("submit"),
+  request: {
+    headers: z.object({ "idempotency-key": IdempotencyKey }),
+    body: {
+      required: true,
+      // No schemas of zod: the handler checks them itself, for a stream cannot be checked before it.
+      content: {
+        "application/json": { schema: refTo("JobSubmit") },
+        [NDJSON]: { schema: refTo("JobHead") },
+      },
+    },
+  },
+  responses: {
+    202: {
+      ...jsonResponse("The job has been stored", Job),
+      headers: {
+        Location: { description: "Path of the job", schema: { type: "string" } },
+        "Idempotent-Replayed": {
+          description: "`true` when this is the job of an earlier submission",
+          schema: { type: "string" },
+        },
+      },
+    },
+    ...problems(404, 413, 415, 422, 507),
+  },
+});
+
+const validateJob = createRoute({
+  method: "post",
+  path: "/v1/jobs:validate",
+  operationId: "validateJob",
+  tags: ["jobs"],
+  summary: "Check a job without storing it",
+  middleware: requireScope("submit"),
+  request: { body: jsonBody(JobSubmit) },
+  responses: {
+    200: jsonResponse("It could be submitted", Validated),
+    ...problems(404, 413, 415, 422),
+  },
+});
+
+/** How jobs come in. */
+export function submitRoutes(context: GatewayContext): OpenAPIHono<GatewayEnv> {
+  const app = new OpenAPIHono<GatewayEnv>();
+  app.openAPIRegistry.register("JobHead", JobHead);
+
+  app.openapi(submitJob, async (c) => {
+    const { stored, replayed } = await (mediaType(c.req.header("content-type")) === NDJSON
+      ? submitLines(context, c)
+      : submitJson(context, c));
+    c.header("Location", `/v1/jobs/${stored.job.id}`);
+    if (replayed) c.header("Idempotent-Replayed", "true");
+    return c.json(stored.job, 202);
+  });
+
+  app.openapi(validateJob, async (c) => {
+    const { tasks, ...head } = c.req.valid("json");
+    const { spec, worker } = await context.jobs.validate(head);
+    const count = "count" in tasks ? tasks.count : tasks.inputs.length;
+    return c.json({ valid: true as const, tasks: count, worker: { ...worker, image: spec.image } }, 200);
+  });
+
+  return app;
+}
+
+type Submitted = Promise<{ stored: StoredJob; replayed: boolean }>;
+
+async function submitJson(context: GatewayContext, c: Context<GatewayEnv>): Submitted {
+  if (mediaType(c.req.header("content-type")) !== "application/json") {
+    throw new FlurryError("MEDIA_TYPE_UNSUPPORTED", "A job is not taken in this media type", {
+      hint: `send application/json or ${NDJSON}`,
+    });
+  }
+  const text = await c.req.text();
+  const { tasks, ...head } = checked(JobSubmit, await c.req.json(), "body");
+  return submit(context, c, head, tasks, () => createHash("sha256").update(text).digest("hex"));
+}
+
+async function submitLines(context: GatewayContext, c: Context<GatewayEnv>): Submitted {
+  const { body } = c.req.raw;
+  if (body === null)
+    throw new FlurryError("BAD_ARGUMENT", "The body is empty: its first line describes the job");
+  refuseEncodings(c.req.header("content-encoding"), c.req.header("content-type"));
+  const { bodyBytes, streamBytes } = context.limits;
+  await using lines = new NdjsonBody(body, { headBytes: bodyBytes, bodyBytes: streamBytes });
+  const head = checked(JobHead, await lines.first(), "line 1");
+  return await submit(context, c, head, { inputs: lines.rest() }, () => lines.digest());
+}
+
+function submit(
+  context: GatewayContext,
+  c: Context<GatewayEnv>,
+  head: JobHead,
+  tasks: NewTasks,
+  bodyHash: () => string,
+): Submitted {
+  const { owner, limits } = c.var.principal;
+  return context.jobs.submit(head, tasks, {
+    owner,
+    limits,
+    idempotencyKey: c.req.header("idempotency-key"),
+    bodyHash,
+    traceparent: c.req.header("traceparent"),
+    signal: context.signal,
+  });
+}
+
+function checked<T extends z.ZodType>(schema: T, value: unknown, what: string): z.output<T> {
+  const result = schema.safeParse(value);
+  if (!result.success) throw new InvalidRequest(what, result.error);
+  return result.data;
+}
