@@ -57,7 +57,7 @@ export function eventsOf(
         ...(last > 0 && { "last-event-id": String(last) }),
       };
       const response = await transport.send(jobPath(id, "/events"), { headers, signal });
-      for await (const { data } of parseEvents(transport.body(response, signal))) {
+      for await (const { data } of parseEvents(transport.body(response, { signal, live: true }))) {
         const event = parsed(JobEvent, data, "event");
         // A stream that was taken up too early repeats: nobody sees it.
         if (event.id > last) yield event;
@@ -90,7 +90,11 @@ export async function* resultsOf(
       const query = { order, follow: wait };
       const response = await transport.send(jobPath(id, "/results"), { query, signal });
       let skip = passed;
-      for await (const result of lines(transport, response, TaskResult, "result", signal)) {
+      for await (const result of lines(
+        TaskResult,
+        "result",
+        transport.body(response, { signal, live: wait }),
+      )) {
         // A result says nothing of its place among those that ended; their order stays.
         if (skip > 0) skip -= 1;
         else yield result;
@@ -116,7 +120,11 @@ export function logsOf(
     async *open() {
       const query = { task, after: last, follow: wait };
       const response = await transport.send(jobPath(id, "/logs"), { query, signal });
-      for await (const chunk of lines(transport, response, LogChunk, "piece of a log", signal)) {
+      for await (const chunk of lines(
+        LogChunk,
+        "piece of a log",
+        transport.body(response, { signal, live: wait }),
+      )) {
         if (chunk.id > last) yield chunk;
       }
     },
@@ -148,13 +156,11 @@ class Ending {
 }
 
 async function* lines<T extends z.ZodType>(
-  transport: Transport,
-  response: Response,
   schema: T,
   what: string,
-  signal: AbortSignal | undefined,
+  body: AsyncIterable<Uint8Array>,
 ): AsyncGenerator<z.output<T>, void, undefined> {
-  for await (const line of splitLines(transport.body(response, signal), "lf")) {
+  for await (const line of splitLines(body, "lf")) {
     // An empty line keeps a connection alive that has nothing to say.
     if (line.trim() !== "") yield parsed(schema, line, what);
   }

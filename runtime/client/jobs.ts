@@ -256,7 +256,7 @@ export class JobsApi {
     }
     const total = /\/(\d+)$/.exec(response.headers.get("content-range") ?? "")?.[1];
     return {
-      stream: streamOf(this.#transport.body(response, signal)),
+      stream: streamOf(this.#transport.body(response, { signal })),
       size: Number(total ?? response.headers.get("content-length")),
       etag: response.headers.get("etag") ?? "",
     };

@@ -5,7 +5,6 @@ import { errorOf, foreignAnswer, GatewayError, parseJson } from "./gateway-error
 
 /** Most bytes of an answer in JSON. What can be larger comes as a stream or in pages. */
 const MAX_JSON_BYTES = 64 * 1024 * 1024;
-const RETRIES = 4;
 /** A longer wait than this is the caller's to decide on. */
 const LONGEST_WAIT_MS = 60_000;
 
@@ -16,6 +15,19 @@ export interface ClientOptions {
   key?: string | undefined;
   /** @default the runtime's */
   fetch?: ((url: string, init: RequestInit) => Promise<Response>) | undefined;
+  /**
+   * How often a request that may be repeated is sent again when the gateway is busy or cannot be reached.
+   *
+   * @default 4, over some seconds
+   */
+  retries?: number | undefined;
+  /**
+   * Milliseconds of silence after which a stream that is followed counts as lost. A gateway says something
+   * every 5 s.
+   *
+   * @default 30_000
+   */
+  silenceMs?: number | undefined;
   /** Ends every request and stream of this client. */
   signal?: AbortSignal | undefined;
 }
@@ -68,7 +80,7 @@ export class Transport {
     if (!repeatable) return this.#once(path, options, signal);
     try {
       return await pRetry(() => this.#once(path, options, signal), {
-        retries: RETRIES,
+        retries: this.#options.retries ?? 4,
         minTimeout: 200,
         maxTimeout: 5000,
         randomize: true,
@@ -94,7 +106,7 @@ export class Transport {
     const decoder = new TextDecoder();
     let text = "";
     let bytes = 0;
-    for await (const chunk of this.body(response, signal)) {
+    for await (const chunk of this.body(response, { signal })) {
       bytes += chunk.byteLength;
       if (bytes > MAX_JSON_BYTES) throw foreignAnswer(response, `${text.slice(0, 1000)} and too much more`);
       text += decoder.decode(chunk, { stream: true });
@@ -105,12 +117,30 @@ export class Transport {
     return parsed.data;
   }
 
-  /** The chunks of an answer; ending early gives the connection up. */
-  async *body(response: Response, signal?: AbortSignal): AsyncGenerator<Uint8Array, void, undefined> {
+  /**
+   * The chunks of an answer; ending early gives the connection up.
+   *
+   * @param live - whether the gateway is to say something all the time: a connection that is silent is lost
+   */
+  async *body(
+    response: Response,
+    { signal, live = false }: { signal?: AbortSignal | undefined; live?: boolean } = {},
+  ): AsyncGenerator<Uint8Array, void, undefined> {
+    if (!response.body) return;
+    const reader = response.body.getReader();
+    const silenceMs = live ? (this.#options.silenceMs ?? 30_000) : undefined;
+    let ended = false;
     try {
-      for await (const chunk of response.body ?? []) yield chunk;
+      while (!ended) {
+        const { done, value } = await readWithin(reader, silenceMs);
+        ended = done;
+        if (value) yield value;
+      }
     } catch (cause) {
       throw this.#lost(cause, this.signalOf(signal));
+    } finally {
+      // What is left of a stream that broke can fail as the stream did.
+      if (!ended) await reader.cancel().catch(() => undefined);
     }
   }
 
@@ -152,6 +182,20 @@ export class Transport {
       cause,
       hint: "start one with `flurry serve`, or name where it listens",
     });
+  }
+}
+
+/** Reads a chunk; fails when none comes in time. */
+async function readWithin(reader: ReadableStreamDefaultReader<Uint8Array>, ms: number | undefined) {
+  if (ms === undefined) return reader.read();
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  const silence = new Promise<never>((_resolve, reject) => {
+    timer = setTimeout(() => reject(new Error(`it has been silent for ${ms} ms`)), ms);
+  });
+  try {
+    return await Promise.race([reader.read(), silence]);
+  } finally {
+    clearTimeout(timer);
   }
 }
 
