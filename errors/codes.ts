@@ -56,6 +56,7 @@ export const errorCodes = {
   WORKER_NOT_FOUND: { http: 404, exit: 2 },
   SECRET_NOT_FOUND: { http: 404, exit: 2 },
   KEY_NOT_FOUND: { http: 404, exit: 2 },
+  LAST_ADMIN_KEY: { http: 409, exit: 2 },
   IDEMPOTENCY_MISMATCH: { http: 422, exit: 2 },
   QUEUE_FULL: { http: 429, exit: 5 },
   LIMIT_REACHED: { http: 429, exit: 5 },

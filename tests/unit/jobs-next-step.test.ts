@@ -25,6 +25,7 @@ const classes: Record<FailureClass, (keyof typeof errorCodes)[]> = {
     "WORKER_NOT_FOUND",
     "SECRET_NOT_FOUND",
     "KEY_NOT_FOUND",
+    "LAST_ADMIN_KEY",
     "IDEMPOTENCY_MISMATCH",
     "WEBHOOK_FORBIDDEN",
     "ROUTE_NOT_FOUND",

@@ -1,0 +1,192 @@
+import { createRoute, OpenAPIHono, z } from "@hono/zod-openapi";
+import { FlurryError } from "../../errors/errors.ts";
+import {
+  CurrentVersion,
+  Name,
+  type Page,
+  PageQuery,
+  WorkerPage,
+  WorkerSpec,
+  WorkerVersion,
+} from "../api/mod.ts";
+import { familyOf } from "../jobs/family.ts";
+import { requireScope } from "./auth.ts";
+import type { GatewayContext, GatewayEnv } from "./context.ts";
+import { jsonBody, jsonResponse, problems } from "./openapi.ts";
+
+const tags = ["workers"];
+const params = z.object({ name: Name });
+/** Workers that are read from the store at a time for a list: each may have megabytes of files. */
+const STEP = 10;
+const WITHOUT_FILES = "Lists leave `files` empty; each version alone has them.";
+
+const putWorker = createRoute({
+  method: "put",
+  path: "/v1/workers/{name}",
+  operationId: "putWorker",
+  tags,
+  summary: "Deploy a worker",
+  description:
+    "Stores a new version and makes it the current one, and begins to make its parent ready. What equals the current " +
+    "version stays that version. Jobs that have been submitted keep theirs.",
+  middleware: requireScope("submit"),
+  request: { params, body: jsonBody(WorkerSpec) },
+  responses: {
+    200: jsonResponse("The current version is like this already", WorkerVersion),
+    201: jsonResponse("The new version", WorkerVersion),
+    ...problems(413, 415, 507),
+  },
+});
+
+const listWorkers = createRoute({
+  method: "get",
+  path: "/v1/workers",
+  operationId: "listWorkers",
+  tags,
+  summary: "List the workers by name, each in its current version",
+  description: WITHOUT_FILES,
+  middleware: requireScope("read"),
+  request: { query: PageQuery },
+  responses: { 200: jsonResponse("A page of workers", WorkerPage), ...problems() },
+});
+
+const getWorker = createRoute({
+  method: "get",
+  path: "/v1/workers/{name}",
+  operationId: "getWorker",
+  tags,
+  summary: "See a worker",
+  middleware: requireScope("read"),
+  request: {
+    params,
+    query: z.object({
+      version: z.coerce
+        .number()
+        .int()
+        .min(1)
+        .optional()
+        .meta({ description: "The current one if it is left out" }),
+    }),
+  },
+  responses: { 200: jsonResponse("The version", WorkerVersion), ...problems(404) },
+});
+
+const listVersions = createRoute({
+  method: "get",
+  path: "/v1/workers/{name}/versions",
+  operationId: "listWorkerVersions",
+  tags,
+  summary: "List a worker's versions, newest first",
+  description: WITHOUT_FILES,
+  middleware: requireScope("read"),
+  request: { params, query: PageQuery },
+  responses: { 200: jsonResponse("A page of versions", WorkerPage), ...problems(404) },
+});
+
+const setCurrent = createRoute({
+  method: "put",
+  path: "/v1/workers/{name}/current",
+  operationId: "setCurrentWorker",
+  tags,
+  summary: "Go back, or forward, to a version",
+  middleware: requireScope("submit"),
+  request: { params, body: jsonBody(CurrentVersion) },
+  responses: {
+    200: jsonResponse("The version that is current now", WorkerVersion),
+    ...problems(404, 413, 415, 507),
+  },
+});
+
+const deleteWorker = createRoute({
+  method: "delete",
+  path: "/v1/workers/{name}",
+  operationId: "deleteWorker",
+  tags,
+  summary: "Remove a worker with all versions",
+  description: "Jobs that have been submitted go on.",
+  middleware: requireScope("submit"),
+  request: { params },
+  responses: { 204: { description: "It is gone" }, ...problems(404, 507) },
+});
+
+/** What runs a job's tasks. */
+export function workersRoutes({ store, dispatcher }: GatewayContext): OpenAPIHono<GatewayEnv> {
+  const app = new OpenAPIHono<GatewayEnv>();
+
+  /** A version with the state that its parent has here. */
+  function shown({ name, version, current, spec, createdAt }: WorkerVersion): WorkerVersion {
+    const { state, step, error } = dispatcher.readiness(familyOf(spec));
+    return {
+      ...{ name, version, current, state },
+      ...(step === undefined ? {} : { step }),
+      ...(error === undefined ? {} : { error }),
+      ...{ spec, createdAt },
+    };
+  }
+
+  async function listed(
+    query: z.infer<typeof PageQuery>,
+    read: (query: z.infer<typeof PageQuery>) => Promise<Page<WorkerVersion>>,
+  ): Promise<Page<WorkerVersion>> {
+    const items: WorkerVersion[] = [];
+    let cursor = query.cursor;
+    do {
+      const page = await read({ cursor, limit: Math.min(STEP, query.limit - items.length) });
+      items.push(...page.items.map(shown).map(withoutFiles));
+      cursor = page.next;
+    } while (cursor !== undefined && items.length < query.limit);
+    return { items, next: cursor };
+  }
+
+  app.openapi(putWorker, async (c) => {
+    const spec = c.req.valid("json");
+    const { worker, created } = await store.workers.put(c.req.valid("param").name, spec);
+    dispatcher.prepare(familyOf(spec), spec);
+    return c.json(shown(worker), created ? 201 : 200);
+  });
+
+  app.openapi(listWorkers, async (c) => {
+    return c.json(await listed(c.req.valid("query"), (query) => store.workers.list(query)), 200);
+  });
+
+  app.openapi(getWorker, async (c) => {
+    const { name } = c.req.valid("param");
+    const { version } = c.req.valid("query");
+    const worker = await store.workers.get(name, version);
+    if (worker === undefined) throw notFound(name, version);
+    return c.json(shown(worker), 200);
+  });
+
+  app.openapi(listVersions, async (c) => {
+    const { name } = c.req.valid("param");
+    const page = await listed(c.req.valid("query"), (query) => store.workers.versions(name, query));
+    if (page.items.length === 0 && (await store.workers.get(name)) === undefined) throw notFound(name);
+    return c.json(page, 200);
+  });
+
+  app.openapi(setCurrent, async (c) => {
+    const { version } = c.req.valid("json");
+    const worker = await store.workers.setCurrent(c.req.valid("param").name, version);
+    dispatcher.prepare(familyOf(worker.spec), worker.spec);
+    return c.json(shown(worker), 200);
+  });
+
+  app.openapi(deleteWorker, async (c) => {
+    const { name } = c.req.valid("param");
+    if (!(await store.workers.remove(name))) throw notFound(name);
+    return c.body(null, 204);
+  });
+
+  return app;
+}
+
+function withoutFiles(worker: WorkerVersion): WorkerVersion {
+  return { ...worker, spec: { ...worker.spec, files: [] } };
+}
+
+function notFound(name: string, version?: number): FlurryError {
+  const what = version === undefined ? `worker "${name}"` : `version ${version} of the worker "${name}"`;
+  return new FlurryError("WORKER_NOT_FOUND", `There is no ${what}`, {
+    hint: "PUT /v1/workers/{name} deploys one",
+  });
+}
