@@ -75,6 +75,7 @@ export const errorCodes = {
   FORBIDDEN: { http: 403, exit: 2 },
   KEYS_REQUIRED: { http: 500, exit: 2 },
   SHUTTING_DOWN: { http: 503, exit: 5 },
+  NOT_READY: { http: 503, exit: 5 },
   GATEWAY_UNREACHABLE: { http: 502, exit: 5 },
   GATEWAY_FAILED: { http: 502, exit: 5 },
 } as const satisfies Record<string, CodeEntry>;

@@ -70,6 +70,7 @@ const classes: Record<FailureClass, (keyof typeof errorCodes)[]> = {
     "STORE_TOO_NEW",
     "DATA_IN_USE",
     "SHUTTING_DOWN",
+    "NOT_READY",
     "GATEWAY_UNREACHABLE",
     "GATEWAY_FAILED",
   ],
