@@ -7,6 +7,7 @@ import { cliSignal, listenForSignals } from "./signal.ts";
 const commands = {
   demo: "Render a picture in forked VMs and show how long each step takes",
   run: "Run a command as N tasks, each in its own forked VM",
+  serve: "Run the gateway: take jobs over HTTP and run their tasks in forked VMs",
   image: "Build, list and remove the images that VMs boot",
   bench: "Measure forks on this machine",
   doctor: "Show what Flurry needs, what was found, and what to do",

@@ -9,6 +9,7 @@ import type { GatewayContext, GatewayEnv } from "./context.ts";
 import { JobPath, TaskIndex } from "./jobs-routes.ts";
 import { jsonResponse, problems } from "./openapi.ts";
 import { ownJob } from "./own-job.ts";
+import { pagedBody } from "./paged-body.ts";
 import { InvalidRequest } from "./problem.ts";
 
 /** What a browser may show: none of these runs anything. All else is only to be saved. */
@@ -91,7 +92,7 @@ export function artifactRoutes(context: GatewayContext): OpenAPIHono<GatewayEnv>
 }
 
 async function answerArtifact(
-  { store }: GatewayContext,
+  context: GatewayContext,
   c: Context<GatewayEnv>,
   { artifact, blob }: StoredArtifact,
 ): Promise<Response> {
@@ -117,9 +118,27 @@ async function answerArtifact(
   if (range !== undefined) c.header("Content-Range", `bytes ${start}-${end - 1}/${size}`);
   const status = range === undefined ? 200 : 206;
   if (c.req.method === "HEAD") return c.body(null, status);
-  const content = await store.blobs.get(blob, range);
+  const content = await context.store.blobs.get(blob, range);
   if (content === undefined) throw notFound("", artifact.task, path);
-  return c.body(content, status);
+  return c.body(
+    pagedBody(() => complete(context, content, end - start), context.signal),
+    status,
+  );
+}
+
+/** The content with its whole length: the runtime would give a shorter one a shorter Content-Length. */
+async function* complete(
+  { metrics }: GatewayContext,
+  content: ReadableStream<Uint8Array>,
+  bytes: number,
+): AsyncGenerator<Uint8Array> {
+  using _counted = metrics.stream("artifacts");
+  let left = bytes;
+  for await (const chunk of content) {
+    left -= chunk.byteLength;
+    yield chunk;
+  }
+  if (left !== 0) throw new FlurryError("STORE_FAILED", `An artifact's content has ${left} bytes too few`);
 }
 
 function notFound(job: string, task: number, path: string): FlurryError {

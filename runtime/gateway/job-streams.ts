@@ -16,6 +16,7 @@ export function hasEnded({ job }: StoredJob): boolean {
 
 /** What a stream of a job is made of. */
 interface Source<T> {
+  kind: "events" | "logs" | "results";
   /** Subscribes to what may bring more. */
   subscribe: (listener: (id: string) => void) => Disposable;
   /** The entries after those that were read before; none when there are no more now. */
@@ -33,6 +34,7 @@ export function eventStream(context: GatewayContext, id: string, after: number):
   let last = after;
   const { jobs } = context.store;
   const entries = follow<JobEvent>(context, id, {
+    kind: "events",
     subscribe: (listener) => jobs.onChange(listener),
     read: async () => {
       const page = await jobs.events(id, last, PAGE);
@@ -59,6 +61,7 @@ export function resultStream(
   let { after } = query;
   const { jobs } = context.store;
   return follow(context, id, {
+    kind: "results",
     subscribe: (listener) => jobs.onChange(listener),
     read: async () => {
       const page = await jobs.results(id, { order: query.order, after, limit: PAGE });
@@ -80,6 +83,7 @@ export function logStream(
   let last = query.after;
   const { jobs, logs } = context.store;
   return follow<LogChunk>(context, id, {
+    kind: "logs",
     subscribe: (listener) => {
       const both = new DisposableStack();
       both.use(logs.onAppend(listener));
@@ -100,6 +104,7 @@ export function logStream(
 
 function follow<T>(context: GatewayContext, id: string, source: Source<T>): Pieces {
   return async function* (signal) {
+    using _counted = context.metrics.stream(source.kind);
     using watch = new Watch(source.subscribe, id);
     const { jobs } = context.store;
     while (!signal.aborted) {

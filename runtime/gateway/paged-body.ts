@@ -1,3 +1,7 @@
+import { getLogger } from "@logtape/logtape";
+
+const logger = getLogger(["flurry", "gateway"]);
+
 /** Pieces of a body, made one after the other; it ends when `signal` is aborted. */
 export type Pieces = (signal: AbortSignal) => AsyncGenerator<string | Uint8Array>;
 
@@ -15,14 +19,17 @@ export function pagedBody(pieces: Pieces, ending: AbortSignal): ReadableStream<U
   return new ReadableStream<Uint8Array>(
     {
       async pull(controller) {
-        const { done, value } = await iterator.next();
-        if (done) {
-          // The signal of the gateway outlives this one: without an end it would keep listening.
-          gone.abort();
+        try {
+          const { done, value } = await iterator.next();
+          if (!done) return controller.enqueue(typeof value === "string" ? encoder.encode(value) : value);
           controller.close();
-        } else {
-          controller.enqueue(typeof value === "string" ? encoder.encode(value) : value);
+        } catch (error) {
+          // The status has been sent: all that is left is to break off, so that nobody takes it for the end.
+          logger.error("A stream failed: {error}", { error });
+          controller.error(error);
         }
+        // The signal of the gateway outlives this one, and would hold it.
+        gone.abort();
       },
       async cancel(reason) {
         gone.abort(reason);

@@ -76,6 +76,14 @@ export function answerProblem(c: Context<GatewayEnv>, error: unknown): Response 
   return c.body(JSON.stringify(problem), problem.status as 500);
 }
 
+/** Answers what no route and no middleware has caught. */
+export function bareProblem(error: unknown): Response {
+  const problem = problemOf(error, crypto.randomUUID());
+  logger.error("A request failed outside of the routes: {error}", { requestId: problem.requestId, error });
+  const headers = { "content-type": "application/problem+json", "x-request-id": problem.requestId };
+  return new Response(JSON.stringify(problem), { status: problem.status, headers });
+}
+
 function ourError(error: unknown): FlurryError {
   if (error instanceof FlurryError) return error.code === "INTERNAL" ? internal() : error;
   if (error instanceof HTTPException) return ofHono(error);

@@ -91,6 +91,7 @@ export function submitRoutes(context: GatewayContext): OpenAPIHono<GatewayEnv> {
 
   app.openapi(validateJob, async (c) => {
     const { tasks, ...head } = c.req.valid("json");
+    checkWebhook(context, head);
     const { spec, worker } = await context.jobs.validate(head);
     const count = "count" in tasks ? tasks.count : tasks.inputs.length;
     return c.json({ valid: true as const, tasks: count, worker: { ...worker, image: spec.image } }, 200);
@@ -123,22 +124,28 @@ async function submitLines(context: GatewayContext, c: Context<GatewayEnv>): Sub
   return await submit(context, c, head, { inputs: lines.rest() }, () => lines.digest());
 }
 
-function submit(
+async function submit(
   context: GatewayContext,
   c: Context<GatewayEnv>,
   head: JobHead,
   tasks: NewTasks,
   bodyHash: () => string,
 ): Submitted {
+  checkWebhook(context, head);
   const { owner, limits } = c.var.principal;
   return context.jobs.submit(head, tasks, {
     owner,
     limits,
     idempotencyKey: c.req.header("idempotency-key"),
     bodyHash,
-    traceparent: c.req.header("traceparent"),
+    traceparent: c.var.traceparent,
     signal: context.signal,
   });
+}
+
+/** @throws FlurryError WEBHOOK_FORBIDDEN */
+function checkWebhook({ guard }: GatewayContext, { webhook }: JobHead): void {
+  if (webhook !== undefined) guard.check(webhook.url);
 }
 
 function checked<T extends z.ZodType>(schema: T, value: unknown, what: string): z.output<T> {

@@ -1,0 +1,30 @@
+import type { GatewayApp } from "./app.ts";
+import { artifactRoutes } from "./artifact-routes.ts";
+import type { GatewayContext } from "./context.ts";
+import { deliveriesRoutes } from "./deliveries-routes.ts";
+import { docsRoutes } from "./docs-routes.ts";
+import { healthRoutes } from "./health-routes.ts";
+import { hostsRoutes } from "./hosts-routes.ts";
+import { jobStreamRoutes } from "./job-stream-routes.ts";
+import { jobsRoutes } from "./jobs-routes.ts";
+import { keysRoutes } from "./keys-routes.ts";
+import { secretsRoutes } from "./secrets-routes.ts";
+import { submitRoutes } from "./submit-routes.ts";
+import { workersRoutes } from "./workers-routes.ts";
+
+/** All that a gateway answers, in the order of its documentation. */
+export function gatewayRoutes(context: GatewayContext): GatewayApp[] {
+  return [
+    submitRoutes(context),
+    jobsRoutes(context),
+    jobStreamRoutes(context),
+    artifactRoutes(context),
+    deliveriesRoutes(context),
+    workersRoutes(context),
+    secretsRoutes(context),
+    keysRoutes(context),
+    hostsRoutes(context),
+    healthRoutes(context),
+    docsRoutes(),
+  ];
+}
