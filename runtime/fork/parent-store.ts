@@ -10,7 +10,7 @@ import {
   utimesSync,
 } from "node:fs";
 import { mkdtemp, readFile, rename, rm, writeFile } from "node:fs/promises";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { codeOf, FlurryError } from "../../errors/errors.ts";
 import {
   type Descriptor,
@@ -186,6 +186,17 @@ export class ParentStore {
       if (codeOf(error) === "ENOENT") return undefined;
       throw error;
     }
+  }
+}
+
+/** Notes that a parent is in use, so that others are forgotten before it. */
+export function markUsed(parent: Pick<StoredParent, "imagePath">): void {
+  const now = new Date();
+  try {
+    utimesSync(dirname(parent.imagePath), now, now);
+  } catch (error) {
+    // It is forgotten already, which whoever uses it finds out by itself.
+    if (codeOf(error) !== "ENOENT") throw error;
   }
 }
 

@@ -1,4 +1,5 @@
 import { randomBytes } from "node:crypto";
+import { statSync } from "node:fs";
 import { checkFingerprint, type Descriptor } from "../../memserver/descriptor.ts";
 import { incomingStream } from "../../memserver/device-stream.ts";
 import type { Host } from "../vm/host.ts";
@@ -31,6 +32,7 @@ export class Parent implements AsyncDisposable {
   readonly imagePath: string;
   readonly shells: ShellPool;
   readonly #stream: Buffer;
+  readonly #stamp: string | undefined;
 
   /** @throws FlurryError FINGERPRINT_MISMATCH when the descriptor was made on another machine */
   constructor(options: ParentOptions) {
@@ -40,7 +42,21 @@ export class Parent implements AsyncDisposable {
     this.profile = profile;
     this.imagePath = imagePath;
     this.#stream = incomingStream(descriptor.fingerprint.machine, descriptor.deviceState);
+    this.#stamp = this.#filesNow();
     this.shells = new ShellPool({ host, profile, image: imagePath }, { keep: options.shells ?? 0 });
+  }
+
+  /** Whether the files that children come from are still there, and as they were when it was opened. */
+  get intact(): boolean {
+    return this.#stamp !== undefined && this.#filesNow() === this.#stamp;
+  }
+
+  #filesNow(): string | undefined {
+    const memory = statSync(this.imagePath, { bigint: true, throwIfNoEntry: false });
+    const disk = statSync(this.profile.disk, { bigint: true, throwIfNoEntry: false });
+    // Nothing but the kernel sets the change time. A disk's changes also when images come to share it.
+    if (!memory || !disk) return undefined;
+    return [memory.ino, memory.size, memory.ctimeNs, disk.ino, disk.size, disk.mtimeNs].join(" ");
   }
 
   /**

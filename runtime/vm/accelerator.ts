@@ -57,6 +57,14 @@ export async function chooseAccelerator(options: ProbeOptions): Promise<Accelera
   return verdict;
 }
 
+/** The accelerator as far as it is known without a probe: undefined until a kernel has been tried. */
+export async function knownAccelerator(host: Host): Promise<Accelerator | undefined> {
+  const forced = process.env.FLURRY_ACCEL;
+  if (forced !== undefined && forced !== "") return overruled(forced).accel;
+  if (kvmObstacle(host.user)) return "tcg";
+  return (await readVerdict(host.home))?.accel;
+}
+
 /** The verdict of the last probe in this data directory, for a doctor to show. */
 export async function readVerdict(home: string): Promise<AcceleratorVerdict | undefined> {
   const path = verdictPath(home);

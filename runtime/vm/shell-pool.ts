@@ -25,8 +25,11 @@ export class ShellPool implements AsyncDisposable {
   readonly #parallel: number;
   readonly #waiting: Shell[] = [];
   readonly #starting = new Set<Promise<void>>();
+  readonly #ending = new Set<Promise<void>>();
   readonly #stop = new AbortController();
   #keep: number;
+  /** Above this number, shells that wait are ended. */
+  #most = Number.POSITIVE_INFINITY;
   #lastError: unknown;
   /** Callers of take() that wait for a shell that is being started. */
   #takers = 0;
@@ -51,6 +54,7 @@ export class ShellPool implements AsyncDisposable {
    */
   async keep(count: number, signal?: AbortSignal): Promise<void> {
     this.#keep = count;
+    this.#most = Number.POSITIVE_INFINITY;
     this.#lastError = undefined;
     for (;;) {
       // Again in each round: one that has started may be dead by now.
@@ -60,6 +64,22 @@ export class ShellPool implements AsyncDisposable {
       throwIfAborted(this.#stop.signal);
       if (this.#lastError) throw this.#lastError;
       await anyOf(this.#starting, signal);
+    }
+  }
+
+  /** Changes how many shells are kept, without waiting for it: missing ones are started, others ended. */
+  resize(count: number): void {
+    this.#keep = count;
+    this.#most = count;
+    this.#refill();
+    this.#trim();
+  }
+
+  #trim(): void {
+    for (const shell of this.#waiting.splice(this.#most + this.#takers)) {
+      const ending = shell[Symbol.asyncDispose]();
+      this.#ending.add(ending);
+      void ending.finally(() => this.#ending.delete(ending));
     }
   }
 
@@ -105,6 +125,7 @@ export class ShellPool implements AsyncDisposable {
     this.#stop.abort();
     await Promise.all(this.#starting);
     await Promise.all(this.#waiting.splice(0).map((shell) => shell[Symbol.asyncDispose]()));
+    await Promise.all(this.#ending);
   }
 
   #refill(): void {
@@ -128,6 +149,7 @@ export class ShellPool implements AsyncDisposable {
       const shell = await Shell.start(this.#spec, this.#stop.signal);
       this.#waiting.push(shell);
       void shell.qemu.exited.then(() => this.#drop(shell));
+      this.#trim();
     } catch (error) {
       // Kept for whoever waits in keep(); take() starts its own and meets the reason itself.
       if (!this.#stop.signal.aborted) this.#lastError = error;
