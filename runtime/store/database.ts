@@ -59,6 +59,20 @@ export class Database implements Disposable {
     return this.#translated(() => this.#prepared(sql).all(...bound(parameters)) as Row[]);
   }
 
+  /** Rows of a query, one after the other; nothing may wait in between. */
+  *iterate<Row>(sql: string, ...parameters: Parameter[]): Iterable<Row> {
+    const rows = this.#translated(() => this.#prepared(sql).iterate(...bound(parameters)));
+    try {
+      for (;;) {
+        const next = this.#translated(() => rows.next());
+        if (next.done) return;
+        yield next.value as Row;
+      }
+    } finally {
+      rows.return?.();
+    }
+  }
+
   /** Changes rows. Returns how many. */
   run(sql: string, ...parameters: Parameter[]): number {
     return this.#translated(() => Number(this.#prepared(sql).run(...bound(parameters)).changes));

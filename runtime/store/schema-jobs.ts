@@ -24,20 +24,8 @@ export const jobsSchema = `
     -- in the order of commits
     place INTEGER,
     owner TEXT NOT NULL,
-    name TEXT,
-    worker_name TEXT,
-    worker_version INTEGER,
-    spec INTEGER NOT NULL REFERENCES specs (id),
-    image TEXT NOT NULL,
-    command TEXT NOT NULL,
     family TEXT NOT NULL,
     priority INTEGER NOT NULL,
-    retry TEXT NOT NULL,
-    timeout_ms INTEGER,
-    env TEXT NOT NULL,
-    tags TEXT NOT NULL,
-    webhook TEXT,
-    traceparent TEXT,
     state TEXT NOT NULL,
     reason TEXT NOT NULL,
     total INTEGER NOT NULL DEFAULT 0,
@@ -67,7 +55,24 @@ export const jobsSchema = `
   CREATE INDEX jobs_first ON jobs (owner, priority, place, family) WHERE ready > 0;
   CREATE INDEX jobs_step ON jobs (seq) WHERE step IS NOT NULL;
   CREATE INDEX jobs_draft ON jobs (seq) WHERE phase = 'draft';
-  CREATE INDEX jobs_spec ON jobs (spec);
+
+  -- What does not change of a job. It may be long, and a row is always written as a whole.
+  CREATE TABLE heads (
+    job INTEGER PRIMARY KEY REFERENCES jobs (seq),
+    name TEXT,
+    worker_name TEXT,
+    worker_version INTEGER,
+    spec INTEGER NOT NULL REFERENCES specs (id),
+    image TEXT NOT NULL,
+    command TEXT NOT NULL,
+    retry TEXT NOT NULL,
+    timeout_ms INTEGER,
+    tags TEXT NOT NULL,
+    webhook TEXT,
+    traceparent TEXT,
+    env TEXT NOT NULL
+  ) STRICT;
+  CREATE INDEX heads_spec ON heads (spec);
 
   CREATE TABLE job_tags (
     tag TEXT NOT NULL,

@@ -1,0 +1,24 @@
+import { endAttempt } from "./attempt-ends.ts";
+import { JobChange } from "./job-change.ts";
+import { type Ledger, Notes } from "./ledger.ts";
+import { ofTask } from "./sqlite-job-rows.ts";
+
+/**
+ * Voids all leases: whoever held them ended with the process that had opened the store before. Their
+ * tasks wait again, and the attempt does not count.
+ */
+export function voidLeases(ledger: Ledger): void {
+  const { database } = ledger;
+  database.transaction(() => {
+    const notes = new Notes();
+    const leases = database.all<{ token: string; task: number }>("SELECT token, task FROM leases");
+    for (const { token, task } of leases) {
+      const job = JobChange.bySeq(ledger, notes, ofTask(task).seq);
+      endAttempt(ledger, job, task, { state: "queued", reason: "The gateway was restarted", delayMs: 0 });
+      job.endIfDone();
+      job.save();
+      database.run("INSERT INTO abandoned (token, task) VALUES (?, ?)", token, task);
+    }
+    database.run("DELETE FROM leases");
+  });
+}
