@@ -143,7 +143,7 @@ function hostKey(hostname: string): string {
 /** An entry of the list of allowed hosts as it is looked up: `host` or `host:port`. */
 function allowedHost(entry: string): string {
   const url = URL.canParse(`http://${entry}/`) ? new URL(`http://${entry}/`) : undefined;
-  const isHost = url !== undefined && url.pathname === "/" && !/[/?#@\s]/.test(entry);
+  const isHost = url !== undefined && url.pathname === "/" && !/[/?#@*\s]/.test(entry);
   if (!isHost) {
     throw new FlurryError("BAD_ARGUMENT", `"${entry}" is neither a host nor host:port`, {
       hint: 'name it as in a URL: "hooks.internal", "10.0.0.5:8080" or "[fd00::1]:8080"',
