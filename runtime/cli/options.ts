@@ -20,7 +20,13 @@ export function positiveNumber(option: string): (value: string) => number {
 
 /** Collects `--env NAME=VALUE`. */
 export function environment(value: string, previous: Record<string, string>): Record<string, string> {
+  const [name, text] = pair("--env", "NAME=VALUE", value);
+  return { ...previous, [name]: text };
+}
+
+/** The two sides of the first `=`, of which the left one is not empty. */
+export function pair(option: string, form: string, value: string): [string, string] {
   const at = value.indexOf("=");
-  if (at <= 0) throw new FlurryError("BAD_ARGUMENT", `--env takes NAME=VALUE, not "${value}"`);
-  return { ...previous, [value.slice(0, at)]: value.slice(at + 1) };
+  if (at <= 0) throw new FlurryError("BAD_ARGUMENT", `${option} takes ${form}, not "${value}"`);
+  return [value.slice(0, at), value.slice(at + 1)];
 }

@@ -10,6 +10,8 @@ import type { Transport } from "./transport.ts";
 export interface EventsOptions {
   /** Only events after this one. @default 0, from the first */
   after?: number | undefined;
+  /** Wait for more until the job has ended. @default true */
+  follow?: boolean | undefined;
   signal?: AbortSignal | undefined;
 }
 
@@ -41,11 +43,11 @@ export function hasEnded(job: Pick<Job, "state">): boolean {
   return job.state === "succeeded" || job.state === "failed" || job.state === "canceled";
 }
 
-/** Events of a job until it has ended, each once, in order, over as many connections as that takes. */
+/** Events of a job, until it has ended or up to now, each once, in order, over as many connections as that takes. */
 export function eventsOf(
   transport: Transport,
   id: string,
-  { after = 0, signal }: EventsOptions,
+  { after = 0, follow: wait = true, signal }: EventsOptions,
 ): AsyncGenerator<JobEvent, void, undefined> {
   let last = after;
   let over = false;
@@ -56,8 +58,12 @@ export function eventsOf(
         accept: "text/event-stream",
         ...(last > 0 && { "last-event-id": String(last) }),
       };
-      const response = await transport.send(jobPath(id, "/events"), { headers, signal });
-      for await (const { data } of parseEvents(transport.body(response, { signal, live: true }))) {
+      const response = await transport.send(jobPath(id, "/events"), {
+        headers,
+        query: { follow: wait },
+        signal,
+      });
+      for await (const { data } of parseEvents(transport.body(response, { signal, live: wait }))) {
         const event = parsed(JobEvent, data, "event");
         // A stream that was taken up too early repeats: nobody sees it.
         if (event.id > last) yield event;
@@ -67,7 +73,7 @@ export function eventsOf(
       last = event.id;
       over = isLast(event);
     },
-    complete: (gotAny) => (gotAny && over) || ending.isComplete(gotAny),
+    complete: (gotAny) => !wait || (gotAny && over) || ending.isComplete(gotAny),
     signal: transport.signalOf(signal),
   });
 }

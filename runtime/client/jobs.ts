@@ -179,8 +179,8 @@ export class JobsApi {
   }
 
   /**
-   * What happens to a job and its tasks, from the first event (or after `after`) until the job has ended. A
-   * connection that is lost is made again, and no event is given twice.
+   * What happens to a job and its tasks, from the first event (or after `after`) until the job has ended, or
+   * without `follow` what has happened up to now. A connection that is lost is made again, and no event is given twice.
    */
   events(id: string, options: EventsOptions = {}): AsyncGenerator<JobEvent, void, undefined> {
     return eventsOf(this.#transport, id, options);

@@ -3,9 +3,6 @@ import type { CallOptions, ListOptions } from "./jobs.ts";
 import { itemsOf } from "./pages.ts";
 import type { Transport } from "./transport.ts";
 
-/** A description holds the worker's files: pages of many would be large. */
-const PAGE_SIZE = 10;
-
 /** Deployed workers of a gateway. */
 export class WorkersApi {
   readonly #transport: Transport;
@@ -24,19 +21,18 @@ export class WorkersApi {
     name: string,
     { version, signal }: CallOptions & { version?: number | undefined } = {},
   ): Promise<WorkerVersion> {
-    const path = version === undefined ? pathOf(name) : pathOf(name, `/versions/${version}`);
-    return this.#transport.json(path, WorkerVersion, { signal });
+    return this.#transport.json(pathOf(name), WorkerVersion, { query: { version }, signal });
   }
 
-  /** Current versions, by name. */
-  list({ pageSize = PAGE_SIZE, signal }: ListOptions = {}): AsyncGenerator<WorkerVersion> {
+  /** Current versions, by name, without their files. */
+  list({ pageSize, signal }: ListOptions = {}): AsyncGenerator<WorkerVersion> {
     return itemsOf((cursor) =>
       this.#transport.json("/v1/workers", WorkerPage, { query: { limit: pageSize, cursor }, signal }),
     );
   }
 
-  /** Newest first. */
-  versions(name: string, { pageSize = PAGE_SIZE, signal }: ListOptions = {}): AsyncGenerator<WorkerVersion> {
+  /** Newest first, without their files. */
+  versions(name: string, { pageSize, signal }: ListOptions = {}): AsyncGenerator<WorkerVersion> {
     return itemsOf((cursor) =>
       this.#transport.json(pathOf(name, "/versions"), WorkerPage, {
         query: { limit: pageSize, cursor },
