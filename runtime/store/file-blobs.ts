@@ -1,5 +1,5 @@
 import { createHash, randomUUID } from "node:crypto";
-import { type FileHandle, mkdir, open, readdir, rename, rm, rmdir } from "node:fs/promises";
+import { access, type FileHandle, mkdir, open, readdir, rename, rm, rmdir } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { codeOf, FlurryError } from "../../errors/errors.ts";
 import type { BlobStore } from "../jobs/ports.ts";
@@ -8,8 +8,8 @@ import { onFiles, syncDirectory } from "./files.ts";
 
 /** Bytes that a read takes from the file at a time, at most. */
 const READ_BYTES = 256 * 1024;
-/** Where contents are written before they are complete. No key has a `~`. */
-const UNFINISHED = "~unfinished";
+/** Where contents are that are not yet complete, or being removed. No key has a `~`. */
+const TEMPORARY = "~temporary";
 const MAX_KEY_LENGTH = 1024;
 
 /**
@@ -26,17 +26,17 @@ export class FileBlobs implements BlobStore {
   }
 
   /**
-   * Opens the blobs of a directory, and removes what writers that were killed had not finished.
+   * Opens the blobs of a directory, and removes what a process that was killed had not finished.
    *
    * @throws FlurryError NO_SPACE, STORE_FAILED
    */
   static async open(dir: string): Promise<FileBlobs> {
     await onFiles(dir, async () => {
-      const unfinished = join(dir, UNFINISHED);
-      await mkdir(unfinished, { recursive: true, mode: 0o700 });
+      const temporary = join(dir, TEMPORARY);
+      await mkdir(temporary, { recursive: true, mode: 0o700 });
       await syncDirectory(dirname(dir));
       await syncDirectory(dir);
-      for (const name of await readdir(unfinished)) await rm(join(unfinished, name));
+      for (const name of await readdir(temporary)) await rm(join(temporary, name), { recursive: true });
     });
     return new FileBlobs(dir);
   }
@@ -47,7 +47,7 @@ export class FileBlobs implements BlobStore {
     signal?: AbortSignal,
   ): Promise<{ size: number; sha256: string }> {
     const path = this.#path(key);
-    const unfinished = join(this.#dir, UNFINISHED, randomUUID());
+    const unfinished = this.#temporary();
     const chunks = abortable(source, `Cannot store blob "${key}"`, signal);
     try {
       const stored = await writeNew(unfinished, chunks);
@@ -81,13 +81,21 @@ export class FileBlobs implements BlobStore {
   async removeAll(prefix: string): Promise<void> {
     const path = this.#path(prefix);
     await onFiles(path, async () => {
+      // Away at once: what is put there meanwhile stays, and is in nobody's way.
+      const leaving = this.#temporary();
       try {
-        await rm(path, { recursive: true, force: true });
-        await syncDirectory(dirname(path));
+        await rename(path, leaving);
       } catch (error) {
-        if (!isMissing(error)) throw error;
+        if (isMissing(error)) return;
+        throw error;
       }
+      await syncIfThere(dirname(path));
+      await rm(leaving, { recursive: true });
     });
+  }
+
+  #temporary(): string {
+    return join(this.#dir, TEMPORARY, randomUUID());
   }
 
   /** Moves a complete file to its place, and returns when it stays there whatever happens. */
@@ -96,11 +104,11 @@ export class FileBlobs implements BlobStore {
       await this.#makeDirectory(dirname(to));
       try {
         await rename(from, to);
-        return await syncDirectory(dirname(to));
+        return await syncIfThere(dirname(to));
       } catch (error) {
-        // removeAll() took the directory away again. It is over by now, or takes no more of it.
+        // removeAll() took the directory away again, unless it is the file that is gone.
         if (codeOf(error) !== "ENOENT") throw error;
-        await open(from, "r").then((handle) => handle.close());
+        await access(from);
       }
     }
   }
@@ -126,7 +134,7 @@ export class FileBlobs implements BlobStore {
       throw error;
     }
     try {
-      await syncDirectory(dirname(dir));
+      await syncIfThere(dirname(dir));
     } catch (error) {
       // One that is there counts as durable.
       await rmdir(dir);
@@ -176,6 +184,15 @@ async function openIfThere(path: string): Promise<FileHandle | undefined> {
   } catch (error) {
     if (isMissing(error)) return undefined;
     throw error;
+  }
+}
+
+/** A directory that removeAll() has taken away meanwhile has nothing to keep. */
+async function syncIfThere(dir: string): Promise<void> {
+  try {
+    await syncDirectory(dir);
+  } catch (error) {
+    if (!isMissing(error)) throw error;
   }
 }
 

@@ -22,7 +22,8 @@ const schema = `
     attempt INTEGER NOT NULL,
     stream TEXT NOT NULL,
     at INTEGER NOT NULL,
-    text TEXT NOT NULL
+    -- UTF-8; as TEXT, Deno would end it at the first NUL
+    text BLOB NOT NULL
   ) STRICT;
   CREATE INDEX chunks_job ON chunks (job);
   CREATE INDEX chunks_task ON chunks (job, task);
@@ -34,7 +35,7 @@ interface Row {
   attempt: number;
   stream: LogChunk["stream"];
   at: number;
-  text: string;
+  text: Uint8Array;
 }
 
 /**
@@ -67,7 +68,7 @@ export class SqliteLogs implements LogStore, Disposable {
         this.#database.run(
           `INSERT INTO chunks (job, task, attempt, stream, at, text)
            SELECT id, ?, ?, ?, ?, ? FROM jobs WHERE name = ?`,
-          ...[task, attempt, stream, at, text, job],
+          ...[task, attempt, stream, at, Buffer.from(text), job],
         );
       }
     });
@@ -92,7 +93,11 @@ export class SqliteLogs implements LogStore, Disposable {
             `${select} WHERE ${ofJob} AND task = ? AND id > ? ORDER BY id LIMIT ?`,
             ...[job, task, after, limit],
           );
-    return rows.map(({ at, ...chunk }) => ({ ...chunk, at: new Date(at).toISOString() }));
+    return rows.map(({ at, text, ...chunk }) => ({
+      ...chunk,
+      at: new Date(at).toISOString(),
+      text: Buffer.from(text).toString("utf8"),
+    }));
   }
 
   async remove(job: string): Promise<void> {

@@ -14,9 +14,18 @@ interface Row {
   current: number;
 }
 
-/** Versions of workers that have not been removed. */
+/** A version without its files. */
+interface Listed {
+  name: string;
+  version: number;
+  bytes: number;
+}
+
+/** A page ends early where it would be larger: workers may bring large files. */
+const PAGE_BYTES = 32 * 1024 * 1024;
+
 const versions = `SELECT v.name, v.version, v.spec, v.created_at, w.current
-  FROM worker_versions v JOIN workers w ON w.name = v.name WHERE w.current IS NOT NULL`;
+  FROM worker_versions v JOIN workers w ON w.name = v.name`;
 
 /** Deployed workers. All are `cold` here: the state of their parents is known to who makes those. */
 export class SqliteWorkers implements WorkerStore {
@@ -53,11 +62,13 @@ export class SqliteWorkers implements WorkerStore {
 
   async list(query: { cursor?: string | undefined; limit: number }): Promise<Page<WorkerVersion>> {
     const [after] = query.cursor === undefined ? [""] : readCursor(query.cursor, "string");
-    const rows = this.#database.all<Row>(
-      `${versions} AND v.version = w.current AND v.name > ? ORDER BY v.name LIMIT ?`,
+    const listed = this.#database.all<Listed>(
+      `SELECT w.name, w.current AS version, octet_length(v.spec) AS bytes
+       FROM workers w JOIN worker_versions v ON v.name = w.name AND v.version = w.current
+       WHERE w.name > ? ORDER BY w.name LIMIT ?`,
       ...[after, query.limit + 1],
     );
-    return pageOf(rows, query.limit, ({ name }) => cursorOf(name));
+    return this.#page(listed, query.limit, ({ name }) => cursorOf(name));
   }
 
   async versions(
@@ -66,11 +77,12 @@ export class SqliteWorkers implements WorkerStore {
   ): Promise<Page<WorkerVersion>> {
     const [before] =
       query.cursor === undefined ? [Number.MAX_SAFE_INTEGER] : readCursor(query.cursor, "number");
-    const rows = this.#database.all<Row>(
-      `${versions} AND v.name = ? AND v.version < ? ORDER BY v.version DESC LIMIT ?`,
+    const listed = this.#database.all<Listed>(
+      `SELECT name, version, octet_length(spec) AS bytes
+       FROM worker_versions WHERE name = ? AND version < ? ORDER BY version DESC LIMIT ?`,
       ...[name, before, query.limit + 1],
     );
-    return pageOf(rows, query.limit, ({ version }) => cursorOf(version));
+    return this.#page(listed, query.limit, ({ version }) => cursorOf(version));
   }
 
   async setCurrent(name: string, version: number): Promise<WorkerVersion> {
@@ -91,13 +103,29 @@ export class SqliteWorkers implements WorkerStore {
   }
 
   #current(name: string): WorkerVersion | undefined {
-    const row = this.#database.get<Row>(`${versions} AND v.version = w.current AND v.name = ?`, name);
+    const row = this.#database.get<Row>(`${versions} WHERE v.version = w.current AND v.name = ?`, name);
     return row && versionOf(row);
   }
 
   #version(name: string, version: number): WorkerVersion | undefined {
-    const row = this.#database.get<Row>(`${versions} AND v.name = ? AND v.version = ?`, name, version);
+    const row = this.#database.get<Row>(`${versions} WHERE v.name = ? AND v.version = ?`, name, version);
     return row && versionOf(row);
+  }
+
+  /** @param listed - one more than the page has, if there are more */
+  #page(
+    listed: readonly Listed[],
+    limit: number,
+    cursor: (last: WorkerVersion) => string,
+  ): Page<WorkerVersion> {
+    const items: WorkerVersion[] = [];
+    let total = 0;
+    for (const { name, version, bytes } of listed.slice(0, limit)) {
+      total += bytes;
+      if (items.length > 0 && total > PAGE_BYTES) break;
+      items.push(this.#version(name, version)!);
+    }
+    return items.length < listed.length ? { items, next: cursor(items.at(-1)!) } : { items };
   }
 }
 
@@ -106,11 +134,4 @@ function versionOf({ name, version, spec, created_at, current }: Row): WorkerVer
     ...{ name, version, current: version === current, state: "cold", spec: JSON.parse(spec) },
     createdAt: new Date(created_at).toISOString(),
   };
-}
-
-/** @param rows - one more than the page has, if there are more */
-function pageOf(rows: Row[], limit: number, cursor: (row: Row) => string): Page<WorkerVersion> {
-  const items = rows.slice(0, limit);
-  const page = { items: items.map(versionOf) };
-  return rows.length > limit ? { ...page, next: cursor(items.at(-1)!) } : page;
 }
