@@ -16,7 +16,7 @@ interface SubmitOptions extends SpecOptions, GatewayOptions {
   inputs?: string;
   lines?: boolean;
   name?: string;
-  tag: string[];
+  tag?: string[];
   priority?: number;
   webhook?: string;
   idempotencyKey?: string;
@@ -46,7 +46,7 @@ export function submitCommand(): Command {
     .option("--lines", "take lines of --inputs as they stand, as strings");
   specOptions(command)
     .option("--name <name>", "name of the job, for people")
-    .option("--tag <tag>", "tag to find it by (may be repeated)", collect, [])
+    .option("--tag <tag>", "tag to find it by (may be repeated)", collect)
     .option("--priority <0-9>", "9 comes first (default: 5)", wholeNumber("--priority"))
     .option("--webhook <url>", "where to tell of the job's end")
     .option("--idempotency-key <key>", "make one job of all submissions with this key within 24 h")
@@ -98,7 +98,7 @@ async function dryRun(client: FlurryClient, head: JobHeadInput, options: SubmitO
 }
 
 function headOf(argv: readonly string[], options: SubmitOptions): JobHeadInput {
-  const { worker, name, tag, priority, webhook, env } = options;
+  const { worker, name, tag = [], priority, webhook, env = {} } = options;
   const secret = process.env.FLURRY_WEBHOOK_SECRET || undefined;
   const common = {
     tags: tag,
@@ -113,7 +113,7 @@ function headOf(argv: readonly string[], options: SubmitOptions): JobHeadInput {
 
 /** What a deployed worker has already. */
 function refuseBesideWorker(argv: readonly string[], options: SubmitOptions): void {
-  const { image, file, warm, memory, cpus, cwd, secret } = options;
+  const { image, file = [], warm, memory, cpus, cwd, secret = {} } = options;
   const given = Object.entries({ image, warm, memory, cpus, cwd })
     .filter(([, value]) => value !== undefined)
     .map(([name]) => `--${name}`);

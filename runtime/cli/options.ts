@@ -19,7 +19,7 @@ export function positiveNumber(option: string): (value: string) => number {
 }
 
 /** Collects `--env NAME=VALUE`. */
-export function environment(value: string, previous: Record<string, string>): Record<string, string> {
+export function environment(value: string, previous: Record<string, string> = {}): Record<string, string> {
   const [name, text] = pair("--env", "NAME=VALUE", value);
   return { ...previous, [name]: text };
 }

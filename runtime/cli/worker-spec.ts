@@ -7,9 +7,9 @@ import { environment, pair, positiveInteger, positiveNumber } from "./options.ts
 /** Options that say what runs a task, and where. */
 export interface SpecOptions {
   image?: string;
-  file: string[];
-  secret: Record<string, string>;
-  env: Record<string, string>;
+  file?: string[];
+  secret?: Record<string, string>;
+  env?: Record<string, string>;
   cwd?: string;
   warm?: string;
   memory?: number;
@@ -28,21 +28,20 @@ export function specOptions(command: Command): Command {
       "--file <guestpath=hostpath>",
       "file that lies in the VM before it is warmed up (may be repeated)",
       collect,
-      [],
     )
     .option("--warm <command>", "shell command that the parent runs before it is frozen")
     .option("--memory <MiB>", "memory of a guest (default: 512)", positiveInteger("--memory"))
     .option("--cpus <n>", "processors of a guest (default: 1)", positiveInteger("--cpus"))
     .option("--cwd <dir>", "working directory in the guest")
-    .option("--env <NAME=VALUE>", "variable for every task (may be repeated)", environment, {})
-    .option("--secret <VAR=NAME>", "variable that holds a stored secret (may be repeated)", secret, {})
+    .option("--env <NAME=VALUE>", "variable for every task (may be repeated)", environment)
+    .option("--secret <VAR=NAME>", "variable that holds a stored secret (may be repeated)", secret)
     .option("--timeout <seconds>", "longest time for one attempt", positiveNumber("--timeout"))
     .option("--retries <n>", "attempts after a failed one", wholeNumber("--retries"));
 }
 
 /** The worker that options and a command describe. @throws FlurryError BAD_ARGUMENT */
 export function specOf(argv: readonly string[], options: SpecOptions): WorkerSpecInput {
-  const { image, file, secret: secrets, env, cwd, warm, memory, cpus } = options;
+  const { image, file = [], secret: secrets = {}, env = {}, cwd, warm, memory, cpus } = options;
   if (image === undefined) throw new FlurryError("BAD_ARGUMENT", "No image is named: --image NAME");
   if (argv.length === 0) {
     throw new FlurryError("BAD_ARGUMENT", "No command is given", {
@@ -71,7 +70,7 @@ export function attemptsOf({ timeout, retries }: Pick<SpecOptions, "timeout" | "
   };
 }
 
-export function collect(value: string, previous: string[]): string[] {
+export function collect(value: string, previous: string[] = []): string[] {
   return [...previous, value];
 }
 
@@ -83,7 +82,7 @@ export function wholeNumber(option: string): (value: string) => number {
   };
 }
 
-function secret(value: string, previous: Record<string, string>): Record<string, string> {
+function secret(value: string, previous: Record<string, string> = {}): Record<string, string> {
   const [variable, name] = pair("--secret", "VAR=NAME", value);
   return { ...previous, [variable]: name };
 }

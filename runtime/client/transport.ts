@@ -177,11 +177,14 @@ export class Transport {
   #lost(cause: unknown, signal: AbortSignal | undefined): FlurryError {
     if (signal?.aborted) return abortErrorOf(signal);
     if (cause instanceof FlurryError) return cause;
-    const reason = cause instanceof Error ? cause.message : String(cause);
-    return new FlurryError("GATEWAY_UNREACHABLE", `Cannot reach the gateway at ${this.#base}: ${reason}`, {
-      cause,
-      hint: "start one with `flurry serve`, or name where it listens",
-    });
+    return new FlurryError(
+      "GATEWAY_UNREACHABLE",
+      `Cannot reach the gateway at ${this.#base}: ${why(cause)}`,
+      {
+        cause,
+        hint: "start one with `flurry serve`, or name where it listens",
+      },
+    );
   }
 }
 
@@ -230,6 +233,13 @@ function abortErrorOf(signal: AbortSignal | undefined): FlurryError {
   return cause instanceof FlurryError
     ? cause
     : new FlurryError("ABORTED", "The request was aborted", { cause });
+}
+
+/** Says in few words what each runtime says in its own way. */
+function why(error: unknown): string {
+  if (!(error instanceof Error)) return String(error);
+  const inner = error.cause instanceof Error ? error.cause.message : error.message;
+  return /refused/i.test(`${codeOf(error)} ${inner}`) ? "nobody listens there" : inner;
 }
 
 function baseOf(text: string): string {
