@@ -1,5 +1,6 @@
 import http from "node:http";
 import https from "node:https";
+import { isIP } from "node:net";
 import type { DueDelivery } from "../jobs/ports.ts";
 import { bareHost, type GuardedAddress, portOf, type WebhookGuard } from "./webhook-guard.ts";
 import { signatureOf } from "./webhook-signature.ts";
@@ -69,7 +70,7 @@ function post(
     port: portOf(url),
     path: `${url.pathname}${url.search}`,
     // The certificate has to be that of the name, though an address is connected to.
-    ...(secure ? { servername: bareHost(url), ca } : {}),
+    ...(secure ? { ...(isIP(bareHost(url)) === 0 ? { servername: bareHost(url) } : {}), ca } : {}),
     headers,
     // A connection of its own: one that is kept could be to an address of before.
     agent: false,
