@@ -1,10 +1,28 @@
-import { FlurryError } from "../../errors/errors.ts";
+import { getLogger } from "@logtape/logtape";
+import { describeError } from "../../errors/errors.ts";
 import type { SetAside, WorkerSpec } from "../api/mod.ts";
 import type { Clock } from "../clock.ts";
+import { blobPrefix } from "./attempt-runner.ts";
+import { CancelWatch } from "./cancel-watch.ts";
+import { Fairness } from "./fairness.ts";
+import { HostRecord } from "./host-record.ts";
+import { LeaseKeeper } from "./lease-keeper.ts";
+import { type AttemptHost, LiveAttempt } from "./live-attempt.ts";
+import { LiveSet } from "./live-set.ts";
 import type { DispatchObserver } from "./observer.ts";
-import type { Readiness, Store } from "./ports.ts";
+import { Owners } from "./owners.ts";
+import type { Blocked, Claim, Lane, Readiness, Store } from "./ports.ts";
+import { Preparing } from "./preparing.ts";
+import { Rate } from "./rate.ts";
+import { Recorder } from "./recorder.ts";
+import { type SetAsideChange, SetAsides } from "./set-aside.ts";
+import { Slots } from "./slots.ts";
 import type { TaskRuntime } from "./task-runtime.ts";
 import { type After, systemAfter } from "./timer.ts";
+import { Wake } from "./wake.ts";
+import { WarmUps } from "./warm-ups.ts";
+
+const logger = getLogger(["flurry", "jobs"]);
 
 export interface DispatcherOptions {
   store: Store;
@@ -26,44 +44,307 @@ export interface DispatcherOptions {
 /** Takes tasks from the queue, runs them on this host, and records how they end. */
 export class Dispatcher implements AsyncDisposable {
   readonly #options: DispatcherOptions;
+  readonly #hostId: string;
+  readonly #leaseMs: number;
   readonly #after: After;
+  readonly #wake = new Wake();
+  readonly #live = new LiveSet();
+  readonly #lives = new Set<Promise<void>>();
+  readonly #fairness = new Fairness();
+  readonly #preparing = new Preparing();
+  readonly #rate: Rate;
+  readonly #owners: Owners;
+  readonly #asides: SetAsides;
+  readonly #slots: Slots;
+  readonly #keeper: LeaseKeeper;
+  readonly #recorder: Recorder;
+  readonly #record: HostRecord;
+  readonly #warmUps: WarmUps;
+  readonly #cancels: CancelWatch;
+  readonly #host: AttemptHost;
+  readonly #onReady: Disposable;
+  #loop: Promise<void> | undefined;
+  #ending = false;
+  #storeHasFailed = false;
 
   constructor(options: DispatcherOptions) {
+    const { store, runtime, clock } = options;
     this.#options = options;
+    this.#hostId = options.hostId ?? runtime.name;
+    this.#leaseMs = options.leaseMs ?? 30_000;
     this.#after = options.after ?? systemAfter;
+    const after = this.#after;
+    this.#rate = new Rate(clock);
+    this.#owners = new Owners(store.keys);
+    this.#slots = new Slots(
+      () => runtime.slots,
+      () => this.#wake.notify(),
+    );
+    this.#asides = new SetAsides({
+      clock,
+      host: { id: this.#hostId, label: runtime.name },
+      onChange: (change) => this.#tellSetAside(change),
+    });
+    this.#keeper = new LeaseKeeper({
+      queue: store.queue,
+      leaseMs: this.#leaseMs,
+      after,
+      onLost: (token) => this.#live.get(token)?.lose(),
+      onError: (error) => logger.warn("Cannot renew leases: {error}", { error }),
+    });
+    this.#recorder = new Recorder({
+      queue: store.queue,
+      clock,
+      after,
+      onTrouble: (code, message, waitMs) => this.#asides.hostFailed(code, message, waitMs),
+      onRelief: () => {
+        this.#asides.hostWorked();
+        this.#wake.notify();
+      },
+    });
+    this.#record = new HostRecord({
+      hosts: store.hosts,
+      id: this.#hostId,
+      runtime,
+      after,
+      running: () => this.running,
+      onBeat: () => this.#recorder.worked(),
+    });
+    this.#warmUps = new WarmUps(runtime);
+    this.#cancels = new CancelWatch({
+      jobs: store.jobs,
+      after,
+      runsHere: (job) => this.#live.hasJob(job),
+      onCancel: (job, reason) => {
+        for (const attempt of this.#live.ofJob(job)) attempt.stop("canceled", reason);
+      },
+    });
+    this.#host = {
+      ...{ store, runtime, clock, after },
+      ...{ random: options.random ?? Math.random, recorder: this.#recorder, slots: this.#slots },
+      preparing: this.#preparing,
+      tell: (tellOne) => this.#tell(tellOne),
+      changed: () => this.#wake.notify(),
+    };
+    this.#onReady = store.queue.onReady(() => this.#wake.notify());
   }
 
-  /** Registers the host and begins to take tasks. */
+  /**
+   * Registers the host, removes what a killed gateway left of its attempts, and begins to take tasks.
+   *
+   * @throws whatever the store throws
+   */
   async start(): Promise<void> {
-    throw new FlurryError("INTERNAL", `Not there yet ${this.#after}`);
+    const { queue, blobs } = this.#options.store;
+    await this.#record.start();
+    const abandoned = await queue.abandoned();
+    for (const attempt of abandoned) await blobs.removeAll(blobPrefix(attempt));
+    if (abandoned.length > 0) await queue.cleared(abandoned.map(({ token }) => token));
+    this.#loop = this.#run();
   }
 
   /** State of a family's parent, or why it has been set aside. */
   readiness(family: string): Readiness {
-    return this.#options.runtime.readiness(family);
+    const aside = this.#asides.list().find(({ kind, id }) => kind === "worker" && id === family);
+    if (!aside) return this.#options.runtime.readiness(family);
+    return { state: "failed", error: { code: "INFRASTRUCTURE_FAILED", message: aside.reason } };
   }
 
   /** Makes the parent of a family ready in the background: a help for its first task, not a promise. */
-  prepare(_family: string, _spec: WorkerSpec): void {}
+  prepare(family: string, spec: WorkerSpec): void {
+    if (!this.#ending) this.#warmUps.add(family, spec);
+  }
 
   /** What is not used for the time being, and why. */
   setAside(): SetAside[] {
-    return [];
+    return this.#asides.list();
   }
 
   /** Tasks that run here now. */
   get running(): number {
-    return 0;
+    return this.#slots.used;
   }
 
   /** Tasks that have ended here in a second, over the last minute or so. */
   get endedPerSecond(): number {
-    return 0;
+    return this.#rate.perSecond;
   }
 
   /**
    * Takes no more tasks, gives `drainMs` to those that run, then aborts them: they go back to the queue and
    * their attempt does not count.
    */
-  async [Symbol.asyncDispose](): Promise<void> {}
+  async [Symbol.asyncDispose](): Promise<void> {
+    const { drainMs = 0 } = this.#options;
+    this.#ending = true;
+    this.#onReady[Symbol.dispose]();
+    this.#wake.notify();
+    await this.#loop;
+    for (const attempt of this.#live) {
+      if (!attempt.runs) attempt.stop("shutdown", "The gateway ends");
+    }
+    await this.#drained(drainMs);
+    for (const attempt of this.#live) {
+      attempt.stop("shutdown", "The gateway ends");
+      attempt.giveUp();
+    }
+    await Promise.all(this.#lives);
+    this.#cancels[Symbol.dispose]();
+    await Promise.all([
+      this.#warmUps[Symbol.asyncDispose](),
+      this.#keeper[Symbol.asyncDispose](),
+      this.#record[Symbol.asyncDispose](),
+    ]);
+  }
+
+  async #drained(ms: number): Promise<void> {
+    if (ms <= 0 || this.#lives.size === 0) return;
+    const late = Promise.withResolvers<void>();
+    using _timer = this.#after(ms, late.resolve);
+    await Promise.race([Promise.all(this.#lives), late.promise]);
+  }
+
+  async #run(): Promise<void> {
+    while (!this.#ending) {
+      let waitMs: number | undefined;
+      try {
+        waitMs = await this.#round();
+      } catch (error) {
+        const { code, message } = describeError(error);
+        logger.error("Cannot take tasks: {error}", { error });
+        this.#storeFailed(code, message);
+        waitMs = this.#asides.nextMs();
+      }
+      using _timer = waitMs === undefined ? undefined : this.#after(waitMs, () => this.#wake.notify());
+      await this.#wake.wait();
+    }
+  }
+
+  /** Takes what can be taken. Returns the time until there may be more that no event tells of. */
+  async #round(): Promise<number | undefined> {
+    const { queue } = this.#options.store;
+    if (await this.#mayClaim()) {
+      if ((await queue.nextMs()) === 0) await this.#expire();
+      await this.#fill();
+    }
+    const waits = [this.#asides.nextMs()];
+    // While nothing can be taken, it is no news that something is ready.
+    if (await this.#mayClaim()) waits.push(await queue.nextMs());
+    const times = waits.filter((ms) => ms !== undefined);
+    return times.length === 0 ? undefined : Math.min(...times);
+  }
+
+  async #mayClaim(): Promise<boolean> {
+    if (this.#ending || !this.#slots.free || this.#recorder.troubled || this.#asides.hostBlocked)
+      return false;
+    if (!this.#asides.hostIsDue) return true;
+    // A store that takes nothing is no case for a task.
+    if (!(await this.#record.beat())) {
+      this.#storeFailed("STORE_FAILED", "The store takes nothing");
+      return false;
+    }
+    if (this.#storeHasFailed) {
+      this.#storeHasFailed = false;
+      this.#asides.hostWorked();
+    }
+    return true;
+  }
+
+  #storeFailed(code: string, message: string): void {
+    this.#storeHasFailed = true;
+    this.#asides.hostFailed(code, message);
+  }
+
+  async #expire(): Promise<void> {
+    // A process that stood still for a while has its leases first.
+    await this.#keeper.renew();
+    for (const token of await this.#options.store.queue.expire()) this.#live.get(token)?.lose();
+  }
+
+  async #fill(): Promise<void> {
+    const { queue } = this.#options.store;
+    let lanes = await queue.lanes(this.#blocked());
+    while (await this.#mayClaim()) {
+      const blocked = this.#blocked();
+      lanes = lanes.filter(({ owner }) => !blocked.owners.has(owner));
+      const lane = this.#fairness.pick(lanes, blocked.owners);
+      if (!lane) {
+        if (this.#preparing.passTurn()) this.#wake.notify();
+        return;
+      }
+      const claim = await queue.claim(lane, { blocked, host: this.#hostId, leaseMs: this.#leaseMs });
+      if (claim) await this.#begin(claim, lane);
+      else lanes = lanes.filter((other) => other !== lane);
+    }
+  }
+
+  #blocked(): Blocked {
+    const families = new Set([...this.#preparing.blocked(), ...this.#asides.blockedFamilies()]);
+    return { families, owners: this.#owners.blocked() };
+  }
+
+  async #begin(claim: Claim, { priority }: Lane): Promise<void> {
+    const { queue } = this.#options.store;
+    const { family, owner, token } = claim;
+    const isReady = this.#options.runtime.readiness(family).state === "ready";
+    if (!isReady && !this.#preparing.begin(family)) {
+      const reason = "Other workers are made ready first";
+      await queue.finish(token, { state: "queued", reason, delayMs: 0 });
+      return;
+    }
+    this.#tell((observer) => observer.claimed?.({ family, priority }));
+    const trial = this.#asides.begin(family, labelOf(claim));
+    const attempt = new LiveAttempt(this.#host, claim, trial, isReady ? this.#slots.take() : undefined);
+    this.#owners.begin(owner);
+    this.#live.add(attempt);
+    this.#keeper.add(token);
+    const life = this.#liveOut(attempt);
+    this.#lives.add(life);
+    void life.finally(() => this.#lives.delete(life));
+    // It may have been canceled while it was being claimed.
+    this.#cancels.look(claim.job);
+    await this.#owners.look(owner);
+  }
+
+  async #liveOut(attempt: LiveAttempt): Promise<void> {
+    const { owner, token } = attempt.claim;
+    try {
+      await attempt.run();
+    } catch (error) {
+      // Its lease runs out, and the task is taken up again.
+      logger.error("An attempt ended without a record: {error}", { error });
+    } finally {
+      this.#live.remove(attempt);
+      this.#owners.end(owner);
+      this.#keeper.remove(token);
+      this.#rate.count();
+      this.#wake.notify();
+    }
+  }
+
+  #tellSetAside(change: SetAsideChange): void {
+    this.#record.tell(change);
+    this.#wake.notify();
+    if (change.change === "set aside") {
+      const { kind, label, reason, failures } = change.entry;
+      logger.warn("Set {kind} {label} aside: {reason}", { kind, label, reason, failures });
+      this.#tell((observer) => observer.setAside?.(change.entry));
+    } else {
+      const { kind, id } = change;
+      logger.info("Restored {kind} {id}", { kind, id });
+      this.#tell((observer) => observer.restored?.({ kind, id }));
+    }
+  }
+
+  #tell(tellOne: (observer: DispatchObserver) => void): void {
+    try {
+      if (this.#options.observer) tellOne(this.#options.observer);
+    } catch (error) {
+      logger.warn("An observer failed: {error}", { error });
+    }
+  }
+}
+
+function labelOf({ worker, spec }: Claim): string {
+  return worker ? `${worker.name}@${worker.version}` : `image ${spec.image}`;
 }

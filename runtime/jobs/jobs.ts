@@ -1,8 +1,13 @@
+import { randomBytes } from "node:crypto";
+import { getLogger } from "@logtape/logtape";
 import { FlurryError } from "../../errors/errors.ts";
 import { type JobHead, type KeyLimits, MAX_INPUT_BYTES, MAX_TASKS, type WorkerSpec } from "../api/mod.ts";
 import type { Clock } from "../clock.ts";
+import { throwIfAborted } from "../vm/qemu-process.ts";
 import type { Dispatcher } from "./dispatcher.ts";
-import type { Store, StoredJob } from "./ports.ts";
+import { familyOf } from "./family.ts";
+import { type Incoming, Intake } from "./intake.ts";
+import type { JobDraft, NewJob, Store, StoredJob } from "./ports.ts";
 
 export interface JobsOptions {
   store: Store;
@@ -41,24 +46,45 @@ export interface Submission {
   signal?: AbortSignal | undefined;
 }
 
+/** Inputs that are stored at once: so many, or so many characters. */
+const BATCH_INPUTS = 500;
+const BATCH_CHARACTERS = 1024 * 1024;
+const DEFAULT_LIMITS: JobLimits = { waitingTasks: 5_000_000 };
+const logger = getLogger(["flurry", "jobs"]);
+
 /** What people do with jobs. */
 export class Jobs implements AsyncDisposable {
-  readonly #options: JobsOptions;
+  readonly #store: Store;
+  readonly #intake: Intake;
+  #purging: Promise<void> = Promise.resolve();
+  #ended = false;
 
-  constructor(options: JobsOptions) {
-    this.#options = options;
+  constructor({ store, dispatcher, limits }: JobsOptions) {
+    this.#store = store;
+    const { waitingTasks } = { ...DEFAULT_LIMITS, ...limits };
+    const endedPerSecond = () => dispatcher.endedPerSecond;
+    this.#intake = new Intake({ jobs: store.jobs, waitingTasks, endedPerSecond });
   }
 
   /** Goes on with what a process before has not finished: the removal of blobs and logs. */
-  async start(): Promise<void> {}
+  start(): void {
+    this.#purge();
+  }
 
   /**
    * Checks a job without storing anything.
    *
    * @throws FlurryError WORKER_NOT_FOUND, SECRET_NOT_FOUND
    */
-  async validate(_head: JobHead): Promise<Resolved> {
-    throw new FlurryError("INTERNAL", "Not there yet");
+  async validate(head: JobHead): Promise<Resolved> {
+    const resolved = await this.#resolve(head.worker);
+    for (const [variable, name] of Object.entries(resolved.spec.secrets)) {
+      if ((await this.#store.secrets.value(name)) !== undefined) continue;
+      throw new FlurryError("SECRET_NOT_FOUND", `There is no secret "${name}" for ${variable}`, {
+        hint: `store it first: PUT /v1/secrets/${name}`,
+      });
+    }
+    return resolved;
   }
 
   /**
@@ -69,28 +95,138 @@ export class Jobs implements AsyncDisposable {
    * inputs throw
    */
   async submit(
-    _head: JobHead,
-    _tasks: NewTasks,
-    _submission: Submission,
+    head: JobHead,
+    tasks: NewTasks,
+    submission: Submission,
   ): Promise<{ stored: StoredJob; replayed: boolean }> {
-    throw new FlurryError("INTERNAL", `Not there yet ${MAX_TASKS} ${MAX_INPUT_BYTES}`);
+    const { owner, limits, idempotencyKey, bodyHash, signal } = submission;
+    throwIfAborted(signal);
+    const repeats = idempotencyKey !== undefined && (await this.#store.jobs.repeats(owner, idempotencyKey));
+    const resolved = await this.validate(head);
+    // A repetition adds nothing, so no limit is in its way.
+    using incoming = repeats ? undefined : await this.#intake.enter(owner, limits);
+    await using draft = await this.#store.jobs.draft(newJob(head, resolved, submission));
+    if ("count" in tasks) {
+      await incoming?.add(tasks.count);
+      await draft.addCount(tasks.count);
+    } else {
+      await addInputs(draft, tasks.inputs, incoming, signal);
+    }
+    throwIfAborted(signal);
+    return await draft.commit(bodyHash());
   }
 
   /** See JobStore.cancel. @throws FlurryError JOB_NOT_FOUND */
   cancel(id: string, reason: string): Promise<StoredJob> {
-    return this.#options.store.jobs.cancel(id, reason);
+    return this.#store.jobs.cancel(id, reason);
   }
 
   /** See JobStore.retry. @throws FlurryError JOB_NOT_FOUND, TASK_NOT_FOUND, JOB_ACTIVE, BAD_ARGUMENT */
   retry(id: string, index?: number): Promise<StoredJob> {
-    return this.#options.store.jobs.retry(id, index);
+    return this.#store.jobs.retry(id, index);
   }
 
-  /** Removes a job that has ended; its blobs and logs go in the background. @throws FlurryError JOB_NOT_FOUND, JOB_ACTIVE */
+  /**
+   * Removes a job that has ended; its blobs and logs go in the background.
+   *
+   * @throws FlurryError JOB_NOT_FOUND, JOB_ACTIVE
+   */
   async remove(id: string): Promise<void> {
-    await this.#options.store.jobs.remove(id);
+    await this.#store.jobs.remove(id);
+    this.#purge();
   }
 
-  /** Waits for what goes on in the background, or stops it; the next start goes on with it. */
-  async [Symbol.asyncDispose](): Promise<void> {}
+  /** Stops what goes on in the background; the next start goes on with it. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#ended = true;
+    await this.#purging;
+  }
+
+  async #resolve(worker: JobHead["worker"]): Promise<Resolved> {
+    if (typeof worker !== "string") return { spec: worker, family: familyOf(worker) };
+    const [name = "", version] = worker.split("@");
+    const found = await this.#store.workers.get(name, version === undefined ? undefined : Number(version));
+    if (!found) {
+      throw new FlurryError("WORKER_NOT_FOUND", `There is no worker "${worker}"`, {
+        hint: `deploy it first: PUT /v1/workers/${name}`,
+      });
+    }
+    const { spec } = found;
+    return { spec, worker: { name, version: found.version }, family: familyOf(spec) };
+  }
+
+  #purge(): void {
+    this.#purging = this.#purging.then(() => this.#purgeRemoved());
+  }
+
+  /** Removes what is left of removed jobs; what fails is tried again with the next one, or the next start. */
+  async #purgeRemoved(): Promise<void> {
+    const { jobs, blobs, logs } = this.#store;
+    try {
+      for (const id of this.#ended ? [] : await jobs.removed()) {
+        if (this.#ended) return;
+        await blobs.removeAll(id);
+        await logs.remove(id);
+        await jobs.purged(id);
+      }
+    } catch (error) {
+      logger.warn("Cannot remove what is left of removed jobs: {error}", { error });
+    }
+  }
+}
+
+function newJob(head: JobHead, { spec, worker, family }: Resolved, submission: Submission): NewJob {
+  const { owner, traceparent, idempotencyKey } = submission;
+  const { name, priority, env, tags, webhook } = head;
+  const { retry = spec.retry, timeoutMs = spec.timeoutMs } = head;
+  const id = `job_${randomBytes(12).toString("hex")}`;
+  return {
+    ...{ id, owner, name, worker, spec, family, priority, retry, timeoutMs },
+    ...{ env, tags, webhook, traceparent, idempotencyKey },
+  };
+}
+
+async function addInputs(
+  draft: JobDraft,
+  inputs: AsyncIterable<unknown> | Iterable<unknown>,
+  incoming: Incoming | undefined,
+  signal: AbortSignal | undefined,
+): Promise<void> {
+  let index = 0;
+  let batch: string[] = [];
+  let characters = 0;
+  const store = async () => {
+    throwIfAborted(signal);
+    await incoming?.add(batch.length);
+    await draft.add(batch);
+    batch = [];
+    characters = 0;
+  };
+  for await (const input of inputs) {
+    const json = inputJson(input, index);
+    index += 1;
+    batch.push(json);
+    characters += json.length;
+    if (batch.length >= BATCH_INPUTS || characters >= BATCH_CHARACTERS) await store();
+  }
+  if (index === 0) throw new FlurryError("BAD_ARGUMENT", "The job has no inputs, and so no tasks");
+  if (batch.length > 0) await store();
+}
+
+/** The input of task `index` in JSON. */
+function inputJson(input: unknown, index: number): string {
+  if (index >= MAX_TASKS) {
+    throw new FlurryError("BODY_TOO_LARGE", `The job has more than ${MAX_TASKS} inputs`, {
+      hint: "submit them as several jobs",
+    });
+  }
+  const json = JSON.stringify(input) as string | undefined;
+  if (json === undefined) throw new FlurryError("BAD_ARGUMENT", `Input of task ${index} is no JSON value`);
+  const bytes = Buffer.byteLength(json);
+  if (bytes <= MAX_INPUT_BYTES) return json;
+  throw new FlurryError(
+    "BODY_TOO_LARGE",
+    `Input of task ${index} has ${bytes} bytes as JSON; the most is ${MAX_INPUT_BYTES}`,
+    { hint: "give large inputs to the tasks as files of the worker, or by a URL" },
+  );
 }

@@ -108,10 +108,10 @@ export class SetAsides {
     };
   }
 
-  /** The host cannot go on at all: it is set aside at once. */
-  hostFailed(code: string, message: string): void {
+  /** The host cannot go on at all: it is set aside at once, and tried again after `waitMs`. */
+  hostFailed(code: string, message: string, waitMs?: number): void {
     this.#host.failures = Math.max(this.#host.failures + 1, THRESHOLD);
-    this.#setAside(this.#host, code, message);
+    this.#setAside(this.#host, code, message, waitMs);
   }
 
   hostWorked(): void {
@@ -157,9 +157,10 @@ export class SetAsides {
     if (entry.failures >= THRESHOLD) this.#setAside(entry, code, message);
   }
 
-  #setAside(entry: Entry, code: string, message: string): void {
+  #setAside(entry: Entry, code: string, message: string, waitMs?: number): void {
     if (entry.waitMs === 0) entry.since = this.#clock.now();
-    entry.waitMs = entry.waitMs === 0 ? FIRST_WAIT_MS : Math.min(entry.waitMs * 2, LONGEST_WAIT_MS);
+    const next = entry.waitMs === 0 ? FIRST_WAIT_MS : Math.min(entry.waitMs * 2, LONGEST_WAIT_MS);
+    entry.waitMs = waitMs ?? next;
     entry.nextTryAt = this.#clock.monotonic() + entry.waitMs;
     entry.reason = `${code}: ${message}`;
     this.#onChange({ change: "set aside", entry: this.#shown(entry) });

@@ -1,0 +1,100 @@
+import { FlurryError } from "../../errors/errors.ts";
+import type { AttemptOutput } from "./attempt-output.ts";
+import type { Ending } from "./next-step.ts";
+import type { AttemptResult, Claim, Store } from "./ports.ts";
+import type { Attempt, AttemptExit, AttemptIo, TaskRuntime } from "./task-runtime.ts";
+
+/** Longest input that is also in the environment, in bytes: the kernel takes 128 KiB for one string. */
+const MAX_ENV_INPUT = 32 * 1024;
+/** Most files that one attempt may leave. */
+const MAX_ARTIFACTS = 10_000;
+
+export interface AttemptOptions {
+  claim: Claim;
+  store: Store;
+  runtime: TaskRuntime;
+  output: AttemptOutput;
+  signal: AbortSignal;
+  /** Makes the family's parent ready and waits for a place to run; both may be so already. */
+  ready: () => Promise<void>;
+  onStarted: (child: Parameters<AttemptIo["started"]>[0]) => void;
+}
+
+export type AttemptOutcome =
+  | { exit: AttemptExit; left: Ending["left"] }
+  | { error: unknown; stage: "prepare" | "run"; left: Ending["left"] };
+
+/** Where the blobs of an attempt are; none of another one are there. */
+export function blobPrefix({ job, index, token }: Pick<Claim, "job" | "index" | "token">): string {
+  return `${job}/${Math.floor(index / 1000)}/${index}-${token}`;
+}
+
+/** Runs one attempt. What it fails of is in the outcome; nothing is thrown. */
+export async function runAttempt(options: AttemptOptions): Promise<AttemptOutcome> {
+  const { claim, store, runtime, output, signal, ready } = options;
+  const artifacts: AttemptResult["artifacts"][number][] = [];
+  let stage: "prepare" | "run" = "prepare";
+  try {
+    const task = await attemptOf(claim, store);
+    await ready();
+    stage = "run";
+    using _place = await runtime.admit(claim.family, signal);
+    const exit = await runtime.run(task, attemptIo(options, artifacts), signal);
+    return { exit, left: { ...output.end(), artifacts } };
+  } catch (error) {
+    return { error, stage, left: { ...output.end(), artifacts } };
+  }
+}
+
+function attemptIo(
+  { claim, store, output, signal, onStarted }: AttemptOptions,
+  artifacts: AttemptResult["artifacts"][number][],
+): AttemptIo {
+  const paths = new Set<string>();
+  return {
+    started: async (child) => {
+      onStarted(child);
+      await store.queue.started(claim.token, child.vm);
+    },
+    output: (stream, chunk) => output.write(stream, chunk),
+    artifact: async ({ path, mode }, content) => {
+      if (paths.has(path)) throw new FlurryError("TASK_FAILED", `Output "${path}" is there twice`);
+      if (paths.size >= MAX_ARTIFACTS) {
+        throw new FlurryError("TASK_FAILED", `Task left more than ${MAX_ARTIFACTS} files`);
+      }
+      const blob = `${blobPrefix(claim)}/${paths.size}`;
+      paths.add(path);
+      const stored = await store.blobs.put(blob, content, signal);
+      artifacts.push({ path, mode, blob, ...stored });
+    },
+  };
+}
+
+async function attemptOf(claim: Claim, store: Store): Promise<Attempt> {
+  const { family, spec, job, index, count, attempt, timeoutMs = spec.timeoutMs } = claim;
+  const text = inputOf(claim.input);
+  const env: Record<string, string> = { ...spec.env, ...claim.env };
+  for (const [variable, name] of Object.entries(spec.secrets)) {
+    const value = await store.secrets.value(name);
+    if (value === undefined) {
+      throw new FlurryError("SECRET_NOT_FOUND", `There is no secret "${name}" for ${variable}`);
+    }
+    env[variable] = value;
+  }
+  env.FLURRY_JOB_ID = job;
+  env.FLURRY_TASK_INDEX = String(index);
+  env.FLURRY_TASK_COUNT = String(count);
+  env.FLURRY_ATTEMPT = String(attempt);
+  const stdin = text === undefined ? undefined : new TextEncoder().encode(text);
+  if (text !== undefined && stdin!.length <= MAX_ENV_INPUT && !text.includes("\0")) {
+    env.FLURRY_TASK_INPUT = text;
+  }
+  return { family, spec, index, name: `task-${index}`, env, stdin, timeoutMs };
+}
+
+/** A string is given as it is, everything else as JSON. */
+function inputOf(json: string | undefined): string | undefined {
+  if (json === undefined) return undefined;
+  const value: unknown = JSON.parse(json);
+  return typeof value === "string" ? value : json;
+}
