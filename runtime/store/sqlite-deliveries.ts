@@ -71,16 +71,12 @@ export class SqliteDeliveries implements DeliveryStore, Outbox {
     );
     const free = rows.filter(({ id }) => !this.#taken.has(id)).slice(0, limit);
     for (const { id } of free) this.#taken.add(id);
-    const due: DueDelivery[] = [];
-    for (const row of free) {
-      try {
-        due.push(this.#dueOf(row));
-      } catch (error) {
-        // Nobody can sign it any more, and the others shall not wait for it.
-        await this.attempted(row.id, { error: String(error), ms: 0, ok: false });
-      }
+    try {
+      return await this.#readable(free);
+    } catch (error) {
+      for (const { id } of free) this.#taken.delete(id);
+      throw error;
     }
-    return due;
   }
 
   async attempted(
@@ -120,6 +116,20 @@ export class SqliteDeliveries implements DeliveryStore, Outbox {
 
   onDue(listener: () => void): Disposable {
     return this.#listeners.add(listener);
+  }
+
+  /** Ends those whose secret cannot be decrypted: nobody can sign them, and the others shall not wait. */
+  async #readable(rows: readonly Row[]): Promise<DueDelivery[]> {
+    const due: DueDelivery[] = [];
+    for (const row of rows) {
+      try {
+        due.push(this.#dueOf(row));
+      } catch (error) {
+        const message = error instanceof Error ? error.message : String(error);
+        await this.attempted(row.id, { error: message, ms: 0, ok: false });
+      }
+    }
+    return due;
   }
 
   #dueOf({ id, job, event, url, secret, attempts, body }: Row): DueDelivery {
