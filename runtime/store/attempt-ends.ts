@@ -21,11 +21,22 @@ export function endAttempt(ledger: Ledger, job: JobChange, taskId: number, end: 
     endCanceled(ledger, job, task, job.row.reason);
     return;
   }
-  if (end.state === "succeeded" || end.state === "failed") endWithResult(ledger, job, task, end);
-  else if (end.state === "canceled") endCanceled(ledger, job, task, end.reason);
-  else if (end.state === "retrying") wait(ledger, job, task, { ...end, attempt: task.attempt, failures: 0 });
-  // Only what has an error is the infrastructure's failure; a gateway that ends is none.
-  else wait(ledger, job, task, { ...end, attempt: task.attempt - 1, failures: end.error ? 1 : 0 });
+  switch (end.state) {
+    case "succeeded":
+    case "failed":
+      endWithResult(ledger, job, task, end);
+      break;
+    case "canceled":
+      endCanceled(ledger, job, task, end.reason);
+      break;
+    case "retrying":
+      wait(ledger, job, task, { ...end, attempt: task.attempt, failures: 0 });
+      break;
+    case "queued":
+      // Only what has an error is the infrastructure's failure; a gateway that ends is none.
+      wait(ledger, job, task, { ...end, attempt: task.attempt - 1, failures: end.error ? 1 : 0 });
+      break;
+  }
 }
 
 /** Cancels a task that waits or runs. */

@@ -1,0 +1,9 @@
+import { openStore } from "../../runtime/store/open.ts";
+import { jobStoreConformance } from "../support/store-conformance-jobs.ts";
+import { queueConformance } from "../support/store-conformance-queue.ts";
+import { inDirectory } from "../support/store-port.ts";
+
+const open = inDirectory(async (dir, clock, stack) => stack.use(await openStore({ dir, clock })));
+
+jobStoreConformance("SQLite", open);
+queueConformance("SQLite", open);
