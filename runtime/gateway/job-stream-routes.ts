@@ -5,7 +5,7 @@ import { requireScope } from "./auth.ts";
 import type { GatewayContext, GatewayEnv } from "./context.ts";
 import { eventStream, logStream, resultStream } from "./job-streams.ts";
 import { JobPath, TaskIndex } from "./jobs-routes.ts";
-import { problems, refTo, streamResponse } from "./openapi.ts";
+import { problems, streamResponse } from "./openapi.ts";
 import { ownJob } from "./own-job.ts";
 import { type Pieces, pagedBody } from "./paged-body.ts";
 
@@ -29,13 +29,19 @@ const streamEvents = createRoute({
   middleware: requireScope("read"),
   request: {
     params: JobPath,
-    query: z.object({ after: Id.optional().meta({ description: "Only events after this id" }) }),
+    query: z.object({
+      after: Id.optional().meta({ description: "Only events after this id" }),
+      follow: z
+        .enum(["true", "false"])
+        .default("true")
+        .meta({ description: "`false` to get what has happened up to now" }),
+    }),
     headers: z.object({
       "last-event-id": Id.optional().meta({ description: "As `after`, which it overrides" }),
     }),
   },
   responses: {
-    200: streamResponse("The events", { "text/event-stream": { type: "string" } }),
+    200: streamResponse("The events", { "text/event-stream": JobEvent }),
     ...problems(404),
   },
 });
@@ -54,12 +60,12 @@ const streamResults = createRoute({
         .enum(["index", "completion"])
         .default("index")
         .meta({ description: "As submitted, up to the first task that has not ended; or as they ended" }),
-      after: Id.optional().meta({ description: "Only those after this place of that order" }),
+      from: TaskIndex.default(0).meta({ description: "With order=index: only tasks from this index on" }),
       follow: Follow,
     }),
   },
   responses: {
-    200: streamResponse("Results", { "application/x-ndjson": refTo("TaskResult") }),
+    200: streamResponse("Results", { "application/x-ndjson": TaskResult }),
     ...problems(404),
   },
 });
@@ -85,8 +91,8 @@ const streamLogs = createRoute({
   },
   responses: {
     200: streamResponse("What was printed", {
-      "application/x-ndjson": refTo("LogChunk"),
-      "text/plain": { type: "string" },
+      "application/x-ndjson": LogChunk,
+      "text/plain": z.string(),
     }),
     ...problems(404),
   },
@@ -95,19 +101,19 @@ const streamLogs = createRoute({
 /** What a job tells while it runs, and what it has left as text. */
 export function jobStreamRoutes(context: GatewayContext): OpenAPIHono<GatewayEnv> {
   const app = new OpenAPIHono<GatewayEnv>();
-  for (const [id, schema] of Object.entries({ JobEvent, LogChunk, TaskResult })) {
-    app.openAPIRegistry.register(id, schema);
-  }
 
   app.openapi(streamEvents, async (c) => {
     const { job } = await ownJob(context, c, c.req.valid("param").id);
-    const after = c.req.valid("header")["last-event-id"] ?? c.req.valid("query").after ?? 0;
-    return streamed(context, c, "text/event-stream", eventStream(context, job.id, after));
+    const query = c.req.valid("query");
+    const after = c.req.valid("header")["last-event-id"] ?? query.after ?? 0;
+    const pieces = eventStream(context, job.id, { after, follow: query.follow === "true" });
+    return streamed(context, c, "text/event-stream", pieces);
   });
 
   app.openapi(streamResults, async (c) => {
     const { job } = await ownJob(context, c, c.req.valid("param").id);
-    const { order, after, follow } = c.req.valid("query");
+    const { order, from, follow } = c.req.valid("query");
+    const after = order === "index" ? from : undefined;
     const pieces = resultStream(context, job.id, { order, after, follow: follow === "true" });
     return streamed(context, c, "application/x-ndjson", pieces);
   });

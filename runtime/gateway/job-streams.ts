@@ -4,8 +4,9 @@ import type { GatewayContext } from "./context.ts";
 import type { Pieces } from "./paged-body.ts";
 import { Watch } from "./watch.ts";
 
-/** Entries that are read from the store at once: all that a stream holds. */
+/** Entries that are read from the store at once: all that a stream holds. A piece of a log may have 64 KiB. */
 const PAGE = 500;
+const LOG_PAGE = 50;
 /** Longest silence of a stream. Proxies and Bun cut those that say nothing. */
 export const HEARTBEAT_MS = 5000;
 
@@ -29,9 +30,13 @@ interface Source<T> {
   follow: boolean;
 }
 
-/** The job's events from after `after`, as Server-Sent Events, until the job has ended. */
-export function eventStream(context: GatewayContext, id: string, after: number): Pieces {
-  let last = after;
+/** The job's events from after `after`, as Server-Sent Events. */
+export function eventStream(
+  context: GatewayContext,
+  id: string,
+  query: { after: number; follow: boolean },
+): Pieces {
+  let last = query.after;
   const { jobs } = context.store;
   const entries = follow<JobEvent>(context, id, {
     kind: "events",
@@ -43,7 +48,7 @@ export function eventStream(context: GatewayContext, id: string, after: number):
     },
     format: (page) => page.map(sseOf).join(""),
     heartbeat: ":\n\n",
-    follow: true,
+    follow: query.follow,
   });
   return async function* (signal) {
     // Said at once, so that the reader knows that it is connected.
@@ -92,7 +97,7 @@ export function logStream(
       return both;
     },
     read: async () => {
-      const page = await logs.read(id, { task: query.task, after: last, limit: PAGE });
+      const page = await logs.read(id, { task: query.task, after: last, limit: LOG_PAGE });
       last = page.at(-1)?.id ?? last;
       return page;
     },

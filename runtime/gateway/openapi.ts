@@ -42,17 +42,11 @@ export function jsonResponse<T extends z.ZodType>(description: string, schema: T
   return { description, content: { "application/json": { schema } } };
 }
 
-/** A response that is made while it is read; `schemas` are those of its lines, by media type. */
-export function streamResponse(description: string, schemas: Record<string, SchemaOrRef>) {
-  const content: Record<string, { schema: SchemaOrRef }> = {};
+/** A response that is made while it is read; `schemas` are those of its entries, by media type. */
+export function streamResponse(description: string, schemas: Record<string, z.ZodType>) {
+  const content: Record<string, { schema: z.ZodType }> = {};
   for (const [type, schema] of Object.entries(schemas)) content[type] = { schema };
   return { description, content };
-}
-type SchemaOrRef = { $ref: string } | { type: "string"; format?: string };
-
-/** A schema that the document has under this id. */
-export function refTo(id: string): { $ref: string } {
-  return { $ref: `#/components/schemas/${id}` };
 }
 
 /** A request's body of JSON, which must be there. */

@@ -9,21 +9,23 @@ import { requireScope } from "./auth.ts";
 import { mediaType, refuseEncodings } from "./body.ts";
 import type { GatewayContext, GatewayEnv } from "./context.ts";
 import { NdjsonBody } from "./ndjson.ts";
-import { jsonBody, jsonResponse, problems, refTo } from "./openapi.ts";
+import { jsonBody, jsonResponse, problems } from "./openapi.ts";
 import { InvalidRequest } from "./problem.ts";
 
 const NDJSON = "application/x-ndjson";
 
-const IdempotencyKey = z
-  .string()
-  .min(1)
-  .max(255)
-  .regex(/^[\x20-\x7e]*$/, "must be printable ASCII")
-  .optional()
-  .meta({
-    description:
-      "Names this submission for 24 h. The same body again gives the same job, and `Idempotent-Replayed: true`; another body is refused",
-  });
+const SubmitHeaders = z.object({
+  "idempotency-key": z
+    .string()
+    .min(1)
+    .max(255)
+    .regex(/^[\x20-\x7e]*$/, "must be printable ASCII")
+    .optional()
+    .meta({
+      description:
+        "Names this submission for 24 h. The same body again gives the same job, and `Idempotent-Replayed: true`; another body is refused",
+    }),
+});
 
 const submitJob = createRoute({
   method: "post",
@@ -34,16 +36,11 @@ const submitJob = createRoute({
   description:
     "As JSON, or as NDJSON: the first line describes the job (JobHead), each line after it is the input of one task. " +
     "NDJSON is read as fast as it is stored, so a million inputs need no memory here; the job exists when all of it has arrived.",
-  middleware: requireScope("submit"),
   request: {
-    headers: z.object({ "idempotency-key": IdempotencyKey }),
+    headers: SubmitHeaders,
     body: {
       required: true,
-      // No schemas of zod: the handler checks them itself, for a stream cannot be checked before it.
-      content: {
-        "application/json": { schema: refTo("JobSubmit") },
-        [NDJSON]: { schema: refTo("JobHead") },
-      },
+      content: { "application/json": { schema: JobSubmit }, [NDJSON]: { schema: JobHead } },
     },
   },
   responses: {
@@ -78,9 +75,10 @@ const validateJob = createRoute({
 /** How jobs come in. */
 export function submitRoutes(context: GatewayContext): OpenAPIHono<GatewayEnv> {
   const app = new OpenAPIHono<GatewayEnv>();
-  app.openAPIRegistry.register("JobHead", JobHead);
 
-  app.openapi(submitJob, async (c) => {
+  // Described apart from how it is matched: a stream cannot be checked before the handler reads it.
+  app.openAPIRegistry.registerPath(submitJob);
+  app.post("/v1/jobs", requireScope("submit"), async (c) => {
     const { stored, replayed } = await (mediaType(c.req.header("content-type")) === NDJSON
       ? submitLines(context, c)
       : submitJson(context, c));
@@ -133,10 +131,11 @@ async function submit(
 ): Submitted {
   checkWebhook(context, head);
   const { owner, limits } = c.var.principal;
+  const headers = checked(SubmitHeaders, c.req.header(), "header");
   return context.jobs.submit(head, tasks, {
     owner,
     limits,
-    idempotencyKey: c.req.header("idempotency-key"),
+    idempotencyKey: headers["idempotency-key"],
     bodyHash,
     traceparent: c.var.traceparent,
     signal: context.signal,
