@@ -91,23 +91,25 @@ export async function* resultsOf(
 ): AsyncGenerator<TaskResult, void, undefined> {
   const { tasks } = await transport.json(jobPath(id), Job, { signal });
   let passed = 0;
+  let next = 0;
   yield* follow<TaskResult>({
     async *open() {
-      const query = { order, follow: wait };
+      const query = { order, follow: wait, ...(order === "index" && { from: next }) };
       const response = await transport.send(jobPath(id, "/results"), { query, signal });
-      let skip = passed;
+      let skip = order === "index" ? 0 : passed;
       for await (const result of lines(
         TaskResult,
         "result",
         transport.body(response, { signal, live: wait }),
       )) {
-        // A result says nothing of its place among those that ended; their order stays.
+        // A result does not tell its place among those that ended, but their order stays.
         if (skip > 0) skip -= 1;
         else yield result;
       }
     },
-    passed() {
+    passed({ index }) {
       passed += 1;
+      next = index + 1;
     },
     complete: () => !wait || passed >= tasks.total,
     signal: transport.signalOf(signal),

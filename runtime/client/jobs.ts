@@ -59,8 +59,8 @@ export interface ListOptions extends CallOptions {
 /** Content of an artifact, or a part of it. */
 export interface ArtifactContent {
   stream: ReadableStream<Uint8Array>;
-  /** Bytes of the whole artifact. */
-  size: number;
+  /** Bytes of the whole artifact; undefined when the answer does not tell. */
+  size: number | undefined;
   /** Changes with the content. */
   etag: string;
 }
@@ -254,10 +254,12 @@ export class JobsApi {
       await response.body?.cancel();
       throw new FlurryError("GATEWAY_FAILED", `Asked for a part of "${path}", the gateway sent all of it`);
     }
-    const total = /\/(\d+)$/.exec(response.headers.get("content-range") ?? "")?.[1];
+    const total =
+      /\/(\d+)$/.exec(response.headers.get("content-range") ?? "")?.[1] ??
+      response.headers.get("content-length");
     return {
       stream: streamOf(this.#transport.body(response, { signal })),
-      size: Number(total ?? response.headers.get("content-length")),
+      size: total === null ? undefined : Number(total),
       etag: response.headers.get("etag") ?? "",
     };
   }
