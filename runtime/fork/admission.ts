@@ -38,7 +38,8 @@ export interface AcquireOptions {
 
 /** How many children can run here: as many as cores when emulated; KVM guests leave cores idle more often. */
 export function hostLimits(accel: Accelerator, cores: number): AdmissionLimits {
-  return { memoryBytes: availableMemory() * MEMORY_SHARE, slots: accel === "tcg" ? cores : cores * 4 };
+  const memoryBytes = Math.floor(availableMemory() * MEMORY_SHARE);
+  return { memoryBytes, slots: accel === "tcg" ? cores : cores * 4 };
 }
 
 /** MemAvailable of /proc/meminfo in bytes: what can be used without swapping. */
