@@ -48,7 +48,7 @@ export function requireScope(scope: Scope): MiddlewareHandler<GatewayEnv> {
 
 async function principalOf({ store }: Pick<GatewayContext, "store">, c: Context): Promise<Principal> {
   const header = c.req.header("authorization");
-  const shown = header === undefined ? undefined : parseKey(header.replace(/^bearer +/i, ""));
+  const shown = parseKey(/^bearer +(.*)$/i.exec(header ?? "")?.[1] ?? "");
   if (shown !== undefined) {
     const key = await store.keys.find(shown.id);
     if (secretMatches(shown.secret, key?.hash) && key !== undefined) {
@@ -68,8 +68,7 @@ async function principalOf({ store }: Pick<GatewayContext, "store">, c: Context)
  * Sec-Fetch-Site).
  */
 function refuseOtherSites(c: Context): void {
-  const url = new URL(c.req.url);
-  const host = (c.req.header("host") ?? url.host).toLowerCase();
+  const host = (c.req.header("host") ?? "").toLowerCase();
   if (!isLoopback(host)) {
     throw new FlurryError("FORBIDDEN", `Without keys, the host "${host}" is not answered`, {
       hint: "ask by 127.0.0.1, [::1] or localhost, or create a key",
