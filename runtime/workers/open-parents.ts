@@ -21,7 +21,7 @@ interface Entry<P> {
 }
 
 export interface OpenParentsOptions {
-  /** Parents kept open, beside those with running children. */
+  /** Parents kept open; more only while they are in use. */
   budget: number;
   /** Shells kept waiting in all. */
   shells: number;
@@ -61,7 +61,7 @@ export class OpenParents<P extends Forkable> implements AsyncDisposable {
     this.drop(family);
     this.#entries.set(family, { family, parent, image, running: 0 });
     for (let shell = 0; shell < this.#shells; shell++) this.#note(family);
-    this.#evict();
+    this.#evict(family);
     this.#shareShells();
   }
 
@@ -114,10 +114,11 @@ export class OpenParents<P extends Forkable> implements AsyncDisposable {
     await parent[Symbol.asyncDispose]();
   }
 
-  #evict(): void {
-    for (const entry of this.#entries.values()) {
+  /** @param fresh - not this one: it was made for somebody who has not come to use it yet */
+  #evict(fresh?: string): void {
+    for (const { family, running } of this.#entries.values()) {
       if (this.#entries.size <= this.#budget) return;
-      if (entry.running === 0) this.drop(entry.family);
+      if (running === 0 && family !== fresh) this.drop(family);
     }
   }
 

@@ -33,7 +33,7 @@ export interface VmTaskRuntimeOptions {
   home?: string | undefined;
   /** Attempts at the same time. @default what the host can take */
   slots?: number | undefined;
-  /** Parents kept open, beside those with running children. @default 8 */
+  /** Parents kept open; more only while they have running children. @default 8 */
   parents?: number | undefined;
   /** Milliseconds that a guest may leave a question unanswered before it counts as dead. @default 60000 */
   silenceMs?: number | undefined;
