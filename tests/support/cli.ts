@@ -130,8 +130,10 @@ export class CliRun {
   }
 
   /** Waits until the command has written a text that matches, to stdout or to stderr. */
-  async until(pattern: RegExp): Promise<void> {
-    while (!pattern.test(this.#stdout) && !pattern.test(this.#stderr)) {
+  async until(pattern: RegExp): Promise<RegExpExecArray> {
+    for (;;) {
+      const match = pattern.exec(this.#stdout) ?? pattern.exec(this.#stderr);
+      if (match) return match;
       if (this.#over) throw new Error(`It ended without ${pattern}:\n${this.#stdout}\n${this.#stderr}`);
       await new Promise<void>((resolve) => this.#waiting.add(resolve));
     }
