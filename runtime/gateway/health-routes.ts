@@ -1,5 +1,5 @@
 import { createRoute, OpenAPIHono, z } from "@hono/zod-openapi";
-import { FlurryError } from "../../errors/errors.ts";
+import { describeError, FlurryError } from "../../errors/errors.ts";
 import type { HostEntry } from "../api/mod.ts";
 import { requireScope } from "./auth.ts";
 import type { GatewayContext, GatewayEnv } from "./context.ts";
@@ -50,7 +50,11 @@ export function healthRoutes({ store, metrics, signal }: GatewayContext): OpenAP
 
   app.openapi(ready, async (c) => {
     if (signal.aborted) throw new FlurryError("SHUTTING_DOWN", "The gateway is ending");
-    const hosts = await store.hosts.list();
+    const hosts = await store.hosts.list().catch((cause: unknown) => {
+      throw new FlurryError("NOT_READY", `The store does not answer: ${describeError(cause).message}`, {
+        cause,
+      });
+    });
     if (!hosts.some(({ state }) => state === "up")) throw notReady(hosts);
     return c.json({ status: "ok" as const }, 200);
   });
