@@ -27,7 +27,7 @@ import type {
  * Everything that the gateway keeps. One adapter is embedded (runtime/store: SQLite and files); each has
  * to pass tests/support/store-conformance.ts.
  *
- * Whatever a method has returned is durable. A store that fails throws FlurryError NO_SPACE or
+ * Whatever a method has returned is durable, but for logs. A store that fails throws FlurryError NO_SPACE or
  * STORE_FAILED, and has changed nothing.
  */
 export interface Store extends AsyncDisposable {
@@ -249,7 +249,10 @@ export interface Blocked {
   owners: ReadonlySet<string>;
 }
 
-/** Large contents by key. A key is made of segments `[A-Za-z0-9_.-]+` with `/` between. */
+/**
+ * Large contents by key. A key is made of segments `[A-Za-z0-9_.-]+` with `/` between, none of them `.` or
+ * `..`. Where there is a blob `KEY` there is none below `KEY/`.
+ */
 export interface BlobStore {
   /**
    * Stores a content; it is there completely or not at all.
@@ -261,7 +264,10 @@ export interface BlobStore {
     source: AsyncIterable<Uint8Array>,
     signal?: AbortSignal,
   ): Promise<{ size: number; sha256: string }>;
-  /** Bytes `start` to before `end`; undefined if there is no such blob. */
+  /**
+   * Bytes `start` to before `end`; undefined if there is no such blob. The stream has to be read to its end
+   * or canceled.
+   */
   get(key: string, range?: { start: number; end: number }): Promise<ReadableStream<Uint8Array> | undefined>;
   /** Removes all blobs whose key is `prefix` or begins with `prefix/`. */
   removeAll(prefix: string): Promise<void>;
@@ -274,6 +280,7 @@ export interface NewLogChunk {
   text: string;
 }
 
+/** What was appended outlives the gateway, however that ends; a crash of the machine may take the last of it. */
 export interface LogStore {
   append(job: string, chunks: readonly NewLogChunk[]): Promise<void>;
   /** Chunks with an id above `after`, oldest first. */
@@ -320,6 +327,7 @@ export interface KeyStore {
 /** Values are encrypted at rest. */
 export interface SecretStore {
   put(name: string, value: string): Promise<Secret>;
+  /** @throws FlurryError STORE_FAILED when it cannot be decrypted, as with another key file */
   value(name: string): Promise<string | undefined>;
   list(): Promise<Secret[]>;
   remove(name: string): Promise<boolean>;

@@ -66,7 +66,7 @@ function endWithResult(
     ...[json(result.error), result.stdoutTruncated ? 1 : 0, result.artifacts.length, task.id],
   );
   if (result.stdout !== "") {
-    database.run("INSERT INTO outputs (id, stdout) VALUES (?, ?)", task.id, result.stdout);
+    database.run("INSERT INTO outputs (id, stdout) VALUES (?, ?)", task.id, Buffer.from(result.stdout));
   }
   for (const { path, size, mode, sha256, blob } of result.artifacts) {
     database.run(

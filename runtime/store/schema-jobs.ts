@@ -115,7 +115,8 @@ export const jobsSchema = `
 
   CREATE TABLE outputs (
     id INTEGER PRIMARY KEY,
-    stdout TEXT NOT NULL
+    -- UTF-8; as TEXT, Deno would end it at the first NUL
+    stdout BLOB NOT NULL
   ) STRICT;
 
   CREATE TABLE artifacts (

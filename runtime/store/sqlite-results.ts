@@ -16,7 +16,7 @@ import {
 
 interface ResultRow extends TaskRow {
   ended: number | null;
-  stdout: string | null;
+  stdout: Uint8Array | null;
   stdout_truncated: number;
   artifacts: number;
 }
@@ -120,7 +120,7 @@ function resultOf(row: ResultRow): TaskResult {
     exitCode: optional(row.exit_code),
     signal: optional(row.signal),
     error: failureOf(row.error),
-    stdout: row.stdout ?? "",
+    stdout: Buffer.from(row.stdout ?? []).toString("utf8"),
     stdoutTruncated: row.stdout_truncated === 1,
     artifacts: row.artifacts,
     startedAt: optionalTime(row.started_at),
