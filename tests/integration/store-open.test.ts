@@ -10,7 +10,7 @@ import { openDescriptors, Script, temporaryDirectory } from "../support/vm.ts";
 const fillsStore = fileURLToPath(new URL("../support/fills-store.ts", import.meta.url));
 
 describe("openStore()", () => {
-  test("finds again all that was there when it was closed, and holds no file when it is closed", async () => {
+  test("finds again all that was there when it was closed, also at another place, and holds no file then", async () => {
     using directory = temporaryDirectory();
     const dir = join(directory.path, "data");
     const before = openDescriptors();
@@ -19,7 +19,9 @@ describe("openStore()", () => {
       await fillStore(store);
     }
     expect(openDescriptors()).toEqual(before);
-    await using store = await openStore({ dir });
+    const moved = join(directory.path, "moved");
+    renameSync(dir, moved);
+    await using store = await openStore({ dir: moved });
     await expectFilled(store);
   });
 
