@@ -71,9 +71,11 @@ export async function runTask(
   onOutput: OutputHandler,
   signal?: AbortSignal,
 ): Promise<TaskOutcome> {
-  const deadline = spec.timeoutMs === undefined ? undefined : AbortSignal.timeout(spec.timeoutMs);
-  const limits = [signal, deadline].filter((one) => one !== undefined);
-  const limit = limits.length === 0 ? undefined : AbortSignal.any(limits);
+  const late = new AbortController();
+  const { timeoutMs } = spec;
+  // Not AbortSignal.timeout(): its timer would outlive a short task by the whole limit.
+  const timer = timeoutMs === undefined ? undefined : setTimeout(() => late.abort(), timeoutMs);
+  const limit = signal ? AbortSignal.any([signal, late.signal]) : late.signal;
   try {
     for (const file of spec.files ?? []) {
       await vm.agent.putFile(file.path, file.data, { mode: file.mode ?? 0o644, signal: limit });
@@ -85,12 +87,14 @@ export async function runTask(
     return { code, signal: endedBy, files, commandMs };
   } catch (error) {
     if (signal?.aborted) throw new FlurryError("ABORTED", `Task ${spec.index} was aborted`, { cause: error });
-    if (deadline?.aborted) {
-      throw new FlurryError("TASK_TIMEOUT", `Task ${spec.index} has not ended within ${spec.timeoutMs} ms`, {
+    if (late.signal.aborted) {
+      throw new FlurryError("TASK_TIMEOUT", `Task ${spec.index} has not ended within ${timeoutMs} ms`, {
         cause: error,
       });
     }
     throw await taskError(vm, spec, error);
+  } finally {
+    clearTimeout(timer);
   }
 }
 

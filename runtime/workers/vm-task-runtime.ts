@@ -233,10 +233,18 @@ export class VmTaskRuntime implements TaskRuntime {
   async #isUpToDate(family: string, spec: WorkerSpec): Promise<boolean> {
     const image = this.#parents.imageOf(family);
     if (image === undefined) return false;
-    const current = await resolveImage(this.host.home, spec.image);
-    if (current.hash === image) return this.#parents.imageOf(family) !== undefined;
+    if ((await this.#currentImage(spec.image)) === image) return this.#parents.imageOf(family) !== undefined;
     this.#parents.drop(family);
     return false;
+  }
+
+  async #currentImage(name: string): Promise<string | undefined> {
+    try {
+      return (await resolveImage(this.host.home, name)).hash;
+    } catch (error) {
+      if (codeOf(error) === "IMAGE_NOT_FOUND") return undefined;
+      throw error;
+    }
   }
 
   async #prepare(family: string, spec: WorkerSpec, signal: AbortSignal): Promise<void> {

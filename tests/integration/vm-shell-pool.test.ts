@@ -72,6 +72,29 @@ describe("ShellPool", () => {
   );
 
   test(
+    "resize() starts what is missing and ends what is too much, also of those being started",
+    async () => {
+      {
+        await using pool = new ShellPool(spec);
+        pool.resize(2);
+        await until(() => pool.warm === 2);
+        pool.resize(1);
+        expect(pool.warm).toBe(1);
+        await until(() => tracesOf(host).processes.length === 1);
+        pool.resize(3);
+        pool.resize(0);
+        expect(pool.warm).toBe(0);
+        await using taken = (await pool.take()).shell;
+        await until(() => tracesOf(host).processes.length === 1);
+        expect(tracesOf(host).processes).toEqual([taken.qemu.pid]);
+        pool.resize(1);
+      }
+      expect(tracesOf(host)).toEqual(NO_TRACES);
+    },
+    TEST_MS,
+  );
+
+  test(
     "take() waits for a shell that is being started rather than starting another",
     async () => {
       // Directories are numbered in the order of starts.

@@ -7,7 +7,7 @@ import { familyOf } from "../../runtime/jobs/family.ts";
 import { processesOf } from "../../runtime/vm/owner.ts";
 import { VmTaskRuntime } from "../../runtime/workers/vm-task-runtime.ts";
 import { rejection } from "../support/agent-peer.ts";
-import { SETUP_MS, TEST_MS, type TemporaryDirectory, tracesOf } from "../support/vm.ts";
+import { SETUP_MS, TEST_MS, type TemporaryDirectory, temporaryDirectory, tracesOf } from "../support/vm.ts";
 import { runningChildren } from "../support/workers-children.ts";
 import { attempt, homeWithImages, never, script, stepsDuring } from "../support/workers-runtime.ts";
 
@@ -73,20 +73,22 @@ describe("VmTaskRuntime.prepare()", () => {
   );
 
   test(
-    "ends when the last who asked is gone, and leaves nothing",
+    "makes two parents at a time, and ends with the last who asked, leaving nothing",
     async () => {
-      const hanging = script("", { warmUp: ["/bin/sleep", "1000"] });
-      const family = familyOf(hanging);
+      const hanging = [0, 1, 2].map((number) => script("", { warmUp: ["/bin/sleep", `100${number}`] }));
+      const states = () => hanging.map((spec) => runtime.readiness(familyOf(spec)));
       const before = tracesOf(runtime.host);
-      const aborts = [new AbortController(), new AbortController()];
-      const asked = aborts.map(({ signal }) => rejection(prepare(hanging, signal)));
-      while (runtime.readiness(family).step !== "warming up") await new Promise(setImmediate);
-      aborts[0]!.abort();
-      expect((await asked[0]!).code).toBe("ABORTED");
-      expect(runtime.readiness(family)).toMatchObject({ state: "preparing" });
-      aborts[1]!.abort();
-      expect((await asked[1]!).code).toBe("ABORTED");
-      expect(runtime.readiness(family)).toEqual({ state: "cold" });
+      const [first, last] = [new AbortController(), new AbortController()];
+      const leaving = hanging.map((spec) => rejection(prepare(spec, first.signal)));
+      const staying = hanging.map((spec) => rejection(prepare(spec, last.signal)));
+      while (states().filter(({ step }) => step === "warming up").length < 2) await new Promise(setImmediate);
+      expect(states().filter(({ step }) => step === "waiting for other preparations")).toHaveLength(1);
+      first.abort();
+      expect((await Promise.all(leaving)).map(({ code }) => code)).toEqual(["ABORTED", "ABORTED", "ABORTED"]);
+      expect(states().map(({ state }) => state)).toEqual(["preparing", "preparing", "preparing"]);
+      last.abort();
+      expect((await Promise.all(staying)).map(({ code }) => code)).toEqual(["ABORTED", "ABORTED", "ABORTED"]);
+      expect(states().map(({ state }) => state)).toEqual(["cold", "cold", "cold"]);
       expect(tracesOf(runtime.host)).toEqual(before);
     },
     TEST_MS,
@@ -103,6 +105,24 @@ describe("VmTaskRuntime.prepare()", () => {
         state: "failed",
         error: { code: "TASK_FAILED", message: error.message },
       });
+    },
+    TEST_MS,
+  );
+
+  test(
+    "builds an image that is a recipe only, and gives that up with the last who asked",
+    async () => {
+      using empty = temporaryDirectory();
+      await using fresh = await VmTaskRuntime.open({ home: empty.path, slots: 1 });
+      const family = familyOf(one);
+      const abort = new AbortController();
+      const building = rejection(fresh.prepare(family, one, abort.signal));
+      while (!fresh.readiness(family).step?.startsWith("building image base")) {
+        await new Promise(setImmediate);
+      }
+      abort.abort();
+      expect((await building).code).toBe("ABORTED");
+      expect(fresh.readiness(family)).toEqual({ state: "cold" });
     },
     TEST_MS,
   );
