@@ -263,18 +263,19 @@ export class Dispatcher implements AsyncDisposable {
 
   async #fill(): Promise<void> {
     const { queue } = this.#options.store;
-    let lanes = await queue.lanes(this.#blocked());
+    let lanes: Lane[] | undefined;
     while (await this.#mayClaim()) {
       const blocked = this.#blocked();
-      lanes = lanes.filter(({ owner }) => !blocked.owners.has(owner));
+      lanes = (lanes ?? (await queue.lanes(blocked))).filter(({ owner }) => !blocked.owners.has(owner));
       const lane = this.#fairness.pick(lanes, blocked.owners);
       if (!lane) {
         if (this.#preparing.passTurn()) this.#wake.notify();
         return;
       }
       const claim = await queue.claim(lane, { blocked, host: this.#hostId, leaseMs: this.#leaseMs });
-      if (claim) await this.#begin(claim, lane);
-      else lanes = lanes.filter((other) => other !== lane);
+      if (!claim) lanes = lanes.filter((other) => other !== lane);
+      // Lanes with nothing but tasks of a family that is blocked now must not be picked.
+      else if (!(await this.#begin(claim, lane))) lanes = undefined;
     }
   }
 
@@ -283,14 +284,15 @@ export class Dispatcher implements AsyncDisposable {
     return { families, owners: this.#owners.blocked() };
   }
 
-  async #begin(claim: Claim, { priority }: Lane): Promise<void> {
+  /** Begins an attempt. Whether more of its family may be claimed now. */
+  async #begin(claim: Claim, { priority }: Lane): Promise<boolean> {
     const { queue } = this.#options.store;
     const { family, owner, token } = claim;
     const isReady = this.#options.runtime.readiness(family).state === "ready";
     if (!isReady && !this.#preparing.begin(family)) {
       const reason = "Other workers are made ready first";
       await queue.finish(token, { state: "queued", reason, delayMs: 0 });
-      return;
+      return false;
     }
     this.#tell((observer) => observer.claimed?.({ family, priority }));
     const trial = this.#asides.begin(family, labelOf(claim));
@@ -304,6 +306,7 @@ export class Dispatcher implements AsyncDisposable {
     // It may have been canceled while it was being claimed.
     this.#cancels.look(claim.job);
     await this.#owners.look(owner);
+    return isReady;
   }
 
   async #liveOut(attempt: LiveAttempt): Promise<void> {

@@ -82,7 +82,10 @@ class Tracks<K, T extends Track = Track> {
     }
   }
 
-  /** Serves the one of `keys` with the smallest pass. Who is new begins at the present. */
+  /**
+   * Serves the one of `keys` with the smallest pass. Who is new begins at the present: before the one that
+   * has just been served, and behind those that have waited longer.
+   */
   serve(
     keys: Iterable<K>,
     stride: (key: K) => number,
@@ -92,7 +95,7 @@ class Tracks<K, T extends Track = Track> {
     for (const key of keys) {
       let track = this.#tracks.get(key);
       if (!track) {
-        track = { ...fresh(), pass: this.#now + stride(key), servedAt: this.#picks } as T;
+        track = { ...fresh(), pass: this.#now + stride(key), servedAt: this.#picks - 0.5 } as T;
         this.#tracks.set(key, track);
       }
       // Nobody saves up for later.

@@ -14,6 +14,7 @@ import type { Slots } from "./slots.ts";
 import type { AttemptIo, TaskRuntime } from "./task-runtime.ts";
 import type { After } from "./timer.ts";
 
+const NOTHING: Ending["left"] = { stdout: "", stdoutTruncated: false, artifacts: [] };
 const logger = getLogger(["flurry", "jobs"]);
 
 /** What the attempts of a dispatcher share. */
@@ -164,11 +165,12 @@ export class LiveAttempt {
       ? "stale"
       : await this.#host.recorder.finish(this.claim.token, end, {
           first: () => output.flush(),
+          instead: (error) => nextStep(this.claim, { error, stage: "run", left: NOTHING }, this.#host.random),
           giveUp: this.#giveUp.signal,
         });
     if (recorded === "recorded") return end.state === "queued" ? wentBack(end.error) : end.state;
     if (keeps) await this.#removeBlobs();
-    return "stale";
+    return recorded === "replaced" ? "infrastructure" : "stale";
   }
 
   async #removeBlobs(): Promise<void> {

@@ -44,13 +44,16 @@ export class Recorder {
    * Records an end once.
    *
    * @param first - what has to be stored before
+   * @param instead - what is recorded in place of an end that the store refuses for good: that counts as the
+   * infrastructure's failure
    * @param giveUp - aborted when nobody can wait any longer: the lease is lost, or the process ends
    */
   async finish(
     token: string,
     end: AttemptEnd,
-    { first, giveUp }: { first: () => Promise<void>; giveUp: AbortSignal },
-  ): Promise<"recorded" | "stale" | "given up"> {
+    options: { first: () => Promise<void>; instead: (error: unknown) => AttemptEnd; giveUp: AbortSignal },
+  ): Promise<"recorded" | "replaced" | "stale" | "given up"> {
+    const { first, instead, giveUp } = options;
     const { queue, clock, onRelief } = this.#options;
     const began = clock.monotonic();
     let recorded = end;
@@ -61,7 +64,7 @@ export class Recorder {
         const result = await queue.finish(token, recorded);
         this.worked();
         if (this.#release(token)) onRelief();
-        return result;
+        return result === "recorded" && recorded !== end ? "replaced" : result;
       } catch (error) {
         const failure = describeError(error);
         if (giveUp.aborted) {
@@ -69,8 +72,7 @@ export class Recorder {
           return "given up";
         }
         if (tries >= MOST_TRIES && failure.code !== "NO_SPACE" && this.#workedAt > began) {
-          const { code, message } = failure;
-          recorded = { state: "queued", reason: message, error: { code, message }, delayMs: LONGEST_WAIT_MS };
+          recorded = instead(error);
         }
         await this.#hold(token, failure, tries, giveUp);
       }

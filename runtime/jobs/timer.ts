@@ -1,5 +1,3 @@
-import { throwIfAborted } from "../vm/qemu-process.ts";
-
 /** Calls back once after `ms`, unless it is disposed before. Tests have one that goes by their clock. */
 export type After = (ms: number, callback: () => void) => Disposable;
 
@@ -9,23 +7,4 @@ const MAX_MS = 3_600_000;
 export function systemAfter(ms: number, callback: () => void): Disposable {
   const timer = setTimeout(callback, Math.min(Math.max(0, ms), MAX_MS));
   return { [Symbol.dispose]: () => clearTimeout(timer) };
-}
-
-/**
- * Waits until `promise` is fulfilled.
- *
- * @throws FlurryError ABORTED
- */
-export async function unlessAborted<T>(promise: Promise<T>, signal: AbortSignal): Promise<T> {
-  throwIfAborted(signal);
-  const aborted = Promise.withResolvers<undefined>();
-  const onAbort = () => aborted.resolve(undefined);
-  signal.addEventListener("abort", onAbort, { once: true });
-  try {
-    const value = await Promise.race([promise, aborted.promise]);
-    if (value === undefined) throwIfAborted(signal);
-    return value as T;
-  } finally {
-    signal.removeEventListener("abort", onAbort);
-  }
 }

@@ -1,4 +1,4 @@
-import { existsSync, mkdtempSync, rmSync } from "node:fs";
+import { existsSync, mkdtempSync, readdirSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { JobHead, type JobHeadInput, type TaskResult } from "../../runtime/api/mod.ts";
@@ -84,6 +84,12 @@ export async function resultsOf(store: Store, id: string): Promise<TaskResult[]>
     all.push(...items);
     after = next;
   }
+}
+
+/** Files that the blobs of a job are. */
+export function blobFiles(bench: Pick<Bench, "dir">, job: string): string[] {
+  const entries = readdirSync(join(bench.dir, "blobs", job), { recursive: true, withFileTypes: true });
+  return entries.filter((entry) => entry.isFile()).map(({ name }) => name);
 }
 
 /** Lets everything happen that can happen now, store and files included. */
