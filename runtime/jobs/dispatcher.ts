@@ -1,17 +1,16 @@
 import { getLogger } from "@logtape/logtape";
-import { describeError } from "../../errors/errors.ts";
 import type { SetAside, WorkerSpec } from "../api/mod.ts";
 import type { Clock } from "../clock.ts";
 import { blobPrefix } from "./attempt-runner.ts";
 import { CancelWatch } from "./cancel-watch.ts";
-import { Fairness } from "./fairness.ts";
+import { ClaimLoop } from "./claim-loop.ts";
 import { HostRecord } from "./host-record.ts";
 import { LeaseKeeper } from "./lease-keeper.ts";
 import { type AttemptHost, LiveAttempt } from "./live-attempt.ts";
 import { LiveSet } from "./live-set.ts";
 import type { DispatchObserver } from "./observer.ts";
 import { Owners } from "./owners.ts";
-import type { Blocked, Claim, Lane, Readiness, Store } from "./ports.ts";
+import type { Claim, Lane, Readiness, Store } from "./ports.ts";
 import { Preparing } from "./preparing.ts";
 import { Rate } from "./rate.ts";
 import { Recorder } from "./recorder.ts";
@@ -22,6 +21,7 @@ import { type After, systemAfter } from "./timer.ts";
 import { Wake } from "./wake.ts";
 import { WarmUps } from "./warm-ups.ts";
 
+const DEFAULT_LEASE_MS = 30_000;
 const logger = getLogger(["flurry", "jobs"]);
 
 export interface DispatcherOptions {
@@ -45,12 +45,10 @@ export interface DispatcherOptions {
 export class Dispatcher implements AsyncDisposable {
   readonly #options: DispatcherOptions;
   readonly #hostId: string;
-  readonly #leaseMs: number;
   readonly #after: After;
   readonly #wake = new Wake();
   readonly #live = new LiveSet();
   readonly #lives = new Set<Promise<void>>();
-  readonly #fairness = new Fairness();
   readonly #preparing = new Preparing();
   readonly #rate: Rate;
   readonly #owners: Owners;
@@ -62,16 +60,13 @@ export class Dispatcher implements AsyncDisposable {
   readonly #warmUps: WarmUps;
   readonly #cancels: CancelWatch;
   readonly #host: AttemptHost;
-  readonly #onReady: Disposable;
-  #loop: Promise<void> | undefined;
+  readonly #claims: ClaimLoop;
   #ending = false;
-  #storeHasFailed = false;
 
   constructor(options: DispatcherOptions) {
     const { store, runtime, clock } = options;
     this.#options = options;
     this.#hostId = options.hostId ?? runtime.name;
-    this.#leaseMs = options.leaseMs ?? 30_000;
     this.#after = options.after ?? systemAfter;
     const after = this.#after;
     this.#rate = new Rate(clock);
@@ -87,7 +82,7 @@ export class Dispatcher implements AsyncDisposable {
     });
     this.#keeper = new LeaseKeeper({
       queue: store.queue,
-      leaseMs: this.#leaseMs,
+      leaseMs: options.leaseMs ?? DEFAULT_LEASE_MS,
       after,
       onLost: (token) => this.#live.get(token)?.lose(),
       onError: (error) => logger.warn("Cannot renew leases: {error}", { error }),
@@ -126,7 +121,16 @@ export class Dispatcher implements AsyncDisposable {
       tell: (tellOne) => this.#tell(tellOne),
       changed: () => this.#wake.notify(),
     };
-    this.#onReady = store.queue.onReady(() => this.#wake.notify());
+    this.#claims = new ClaimLoop({
+      queue: store.queue,
+      after,
+      wake: this.#wake,
+      ...{ hostId: this.#hostId, leaseMs: options.leaseMs ?? DEFAULT_LEASE_MS },
+      ...{ slots: this.#slots, preparing: this.#preparing, owners: this.#owners, asides: this.#asides },
+      ...{ recorder: this.#recorder, keeper: this.#keeper, record: this.#record },
+      begin: (claim, lane) => this.#begin(claim, lane),
+      onLost: (token) => this.#live.get(token)?.lose(),
+    });
   }
 
   /**
@@ -140,7 +144,7 @@ export class Dispatcher implements AsyncDisposable {
     const abandoned = await queue.abandoned();
     for (const attempt of abandoned) await blobs.removeAll(blobPrefix(attempt));
     if (abandoned.length > 0) await queue.cleared(abandoned.map(({ token }) => token));
-    this.#loop = this.#run();
+    this.#claims.start();
   }
 
   /** State of a family's parent, or why it has been set aside. */
@@ -177,9 +181,7 @@ export class Dispatcher implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     const { drainMs = 0 } = this.#options;
     this.#ending = true;
-    this.#onReady[Symbol.dispose]();
-    this.#wake.notify();
-    await this.#loop;
+    await this.#claims[Symbol.asyncDispose]();
     for (const attempt of this.#live) {
       if (!attempt.runs) attempt.stop("shutdown", "The gateway ends");
     }
@@ -204,86 +206,6 @@ export class Dispatcher implements AsyncDisposable {
     await Promise.race([Promise.all(this.#lives), late.promise]);
   }
 
-  async #run(): Promise<void> {
-    while (!this.#ending) {
-      let waitMs: number | undefined;
-      try {
-        waitMs = await this.#round();
-      } catch (error) {
-        const { code, message } = describeError(error);
-        logger.error("Cannot take tasks: {error}", { error });
-        this.#storeFailed(code, message);
-        waitMs = this.#asides.nextMs();
-      }
-      using _timer = waitMs === undefined ? undefined : this.#after(waitMs, () => this.#wake.notify());
-      await this.#wake.wait();
-    }
-  }
-
-  /** Takes what can be taken. Returns the time until there may be more that no event tells of. */
-  async #round(): Promise<number | undefined> {
-    const { queue } = this.#options.store;
-    if (await this.#mayClaim()) {
-      if ((await queue.nextMs()) === 0) await this.#expire();
-      await this.#fill();
-    }
-    const waits = [this.#asides.nextMs()];
-    // While nothing can be taken, it is no news that something is ready.
-    if (await this.#mayClaim()) waits.push(await queue.nextMs());
-    const times = waits.filter((ms) => ms !== undefined);
-    return times.length === 0 ? undefined : Math.min(...times);
-  }
-
-  async #mayClaim(): Promise<boolean> {
-    if (this.#ending || !this.#slots.free || this.#recorder.troubled || this.#asides.hostBlocked)
-      return false;
-    if (!this.#asides.hostIsDue) return true;
-    // A store that takes nothing is no case for a task.
-    if (!(await this.#record.beat())) {
-      this.#storeFailed("STORE_FAILED", "The store takes nothing");
-      return false;
-    }
-    if (this.#storeHasFailed) {
-      this.#storeHasFailed = false;
-      this.#asides.hostWorked();
-    }
-    return true;
-  }
-
-  #storeFailed(code: string, message: string): void {
-    this.#storeHasFailed = true;
-    this.#asides.hostFailed(code, message);
-  }
-
-  async #expire(): Promise<void> {
-    // A process that stood still for a while has its leases first.
-    await this.#keeper.renew();
-    for (const token of await this.#options.store.queue.expire()) this.#live.get(token)?.lose();
-  }
-
-  async #fill(): Promise<void> {
-    const { queue } = this.#options.store;
-    let lanes: Lane[] | undefined;
-    while (await this.#mayClaim()) {
-      const blocked = this.#blocked();
-      lanes = (lanes ?? (await queue.lanes(blocked))).filter(({ owner }) => !blocked.owners.has(owner));
-      const lane = this.#fairness.pick(lanes, blocked.owners);
-      if (!lane) {
-        if (this.#preparing.passTurn()) this.#wake.notify();
-        return;
-      }
-      const claim = await queue.claim(lane, { blocked, host: this.#hostId, leaseMs: this.#leaseMs });
-      if (!claim) lanes = lanes.filter((other) => other !== lane);
-      // Lanes with nothing but tasks of a family that is blocked now must not be picked.
-      else if (!(await this.#begin(claim, lane))) lanes = undefined;
-    }
-  }
-
-  #blocked(): Blocked {
-    const families = new Set([...this.#preparing.blocked(), ...this.#asides.blockedFamilies()]);
-    return { families, owners: this.#owners.blocked() };
-  }
-
   /** Begins an attempt. Whether more of its family may be claimed now. */
   async #begin(claim: Claim, { priority }: Lane): Promise<boolean> {
     const { queue } = this.#options.store;
@@ -306,7 +228,7 @@ export class Dispatcher implements AsyncDisposable {
     // It may have been canceled while it was being claimed.
     this.#cancels.look(claim.job);
     await this.#owners.look(owner);
-    return isReady;
+    return isReady && !this.#asides.blockedFamilies().includes(family);
   }
 
   async #liveOut(attempt: LiveAttempt): Promise<void> {
