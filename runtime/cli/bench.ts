@@ -1,13 +1,16 @@
 import { Command } from "commander";
 import { benchFork, type ForkBenchResult } from "../../bench/fork.ts";
 import { type Aim, forkAims } from "../../bench/fork-aims.ts";
+import { benchGateway } from "../../bench/gateway.ts";
 import type { Distribution } from "../stats.ts";
 import { Host } from "../vm/host.ts";
+import { gatewayTables } from "./bench-gateway.ts";
 import { formatBytes, formatMs, formatTable } from "./format.ts";
 import { ensureImage } from "./image.ts";
 import { positiveInteger } from "./options.ts";
 import { Output } from "./output.ts";
 import { cliSignal } from "./signal.ts";
+import { wholeNumber } from "./worker-spec.ts";
 
 interface ForkOptions {
   n: number;
@@ -23,7 +26,22 @@ Examples:
 
 Under TCG the figures depend on what else the machine does: compare within one run.`;
 
-/** `flurry bench fork`: what a fork costs on this machine. */
+interface GatewayBenchOptions {
+  requests: number;
+  tasks: number;
+  scripted: number;
+  json?: boolean;
+}
+
+const GATEWAY_EXAMPLES = `
+Examples:
+  flurry bench gateway
+  flurry bench gateway --tasks 0                  without VMs
+  flurry bench gateway --json > gateway.json
+
+A bare server of the same runtime is asked in turn with the gateway: compare within one run.`;
+
+/** `flurry bench fork|gateway`: what forks and the gateway cost on this machine. */
 export function benchCommand(): Command {
   const command = new Command("bench").description("Measures Flurry on this machine");
   command
@@ -36,6 +54,16 @@ export function benchCommand(): Command {
     .option("--json", "print one JSON object")
     .addHelpText("after", FORK_EXAMPLES)
     .action((options: ForkOptions) => fork(options));
+  command
+    .command("gateway")
+    .summary("Measure the gateway: requests, and tasks from end to end")
+    .description("Measures what the gateway adds to HTTP, and how fast short tasks go through real children")
+    .option("--requests <n>", "requests of each kind", positiveInteger("--requests"), 2000)
+    .option("--tasks <n>", "tasks in forked VMs; 0 for none", wholeNumber("--tasks"), 200)
+    .option("--scripted <n>", "tasks without VMs", positiveInteger("--scripted"), 2000)
+    .option("--json", "print one JSON object")
+    .addHelpText("after", GATEWAY_EXAMPLES)
+    .action((options: GatewayBenchOptions) => gateway(options));
   return command;
 }
 
@@ -60,6 +88,21 @@ async function fork(options: ForkOptions): Promise<void> {
   output.print(
     options.json ? JSON.stringify({ ...result, aims }) : `${resultTable(result)}\n\n${aimTable(aims)}`,
   );
+}
+
+async function gateway({ requests, tasks, scripted, json }: GatewayBenchOptions): Promise<void> {
+  // As above: the one JSON object stands alone on stdout.
+  const output = new Output();
+  using progress = output.progress("Measuring");
+  const result = await benchGateway({
+    requests,
+    tasks,
+    scriptedTasks: scripted,
+    onProgress: (stage) => progress.describe(stage),
+    signal: cliSignal(),
+  });
+  progress.finish();
+  output.print(json ? JSON.stringify(result) : gatewayTables(result));
 }
 
 function resultTable(result: ForkBenchResult): string {

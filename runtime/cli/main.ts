@@ -13,7 +13,7 @@ const commands = {
   secret: "Store values that tasks get as variables",
   key: "Make, list and remove the keys of a gateway",
   image: "Build, list and remove the images that VMs boot",
-  bench: "Measure forks on this machine",
+  bench: "Measure forks and the gateway on this machine",
   doctor: "Show what Flurry needs, what was found, and what to do",
   test: "Run the tests",
 } as const;
