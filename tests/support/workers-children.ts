@@ -6,6 +6,9 @@ import { isRoot } from "../../runtime/home.ts";
 import { processesOf } from "../../runtime/vm/owner.ts";
 import { guestProgram, temporaryDirectory } from "./vm.ts";
 
+/** Milliseconds that no QEMU takes to start. A socket and its directory are not made at one time. */
+const START_MS = 20;
+
 /** A child that runs, as seen from outside of its runtime. */
 export interface RunningChild {
   pid: number;
@@ -37,9 +40,9 @@ function directoryOf(pid: number): string | undefined {
  */
 function hasLoaded(dir: string): boolean {
   const changed = ifThere(() => statSync(dir).mtimeMs);
-  const hostsSocket = ifThere(() => statSync(join(dir, "a")).ctimeMs);
+  const hostsSocket = ifThere(() => statSync(join(dir, "a")).mtimeMs);
   if (changed === undefined || hostsSocket === undefined) return false;
-  return changed > hostsSocket && !existsSync(join(dir, "m"));
+  return changed > hostsSocket + START_MS && !existsSync(join(dir, "m"));
 }
 
 /** What is read of a process or its files; undefined when they are gone since they were listed. */
