@@ -23,7 +23,19 @@ describe.each(runtimes)("the command line on %s", (_name, command) => {
   test("lists every command in its help", () => {
     const { status, stdout } = flurry("--help");
     expect(status).toBe(0);
-    for (const name of ["demo", "run", "image", "bench", "doctor", "test"]) {
+    for (const name of [
+      "demo",
+      "run",
+      "serve",
+      "job",
+      "worker",
+      "secret",
+      "key",
+      "image",
+      "bench",
+      "doctor",
+      "test",
+    ]) {
       expect(stdout).toMatch(new RegExp(`^ {2}${name} +\\w`, "m"));
     }
     expect(flurry().stdout).toBe(stdout);
