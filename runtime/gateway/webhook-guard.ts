@@ -156,7 +156,7 @@ function allowedHost(entry: string): string {
 
 function forbidden(reason: string): FlurryError {
   return new FlurryError("WEBHOOK_FORBIDDEN", `The webhook may not be sent: ${reason}`, {
-    hint: "the gateway sends to public addresses, and to hosts that it is started with --allow-webhook for",
+    hint: "the gateway sends to public addresses, and to hosts that it is started with --webhook-allow for",
   });
 }
 
