@@ -22,7 +22,7 @@ export function script(text: string, changes: Partial<WorkerSpecInput> = {}): Wo
 }
 
 /** What an attempt gave. */
-export interface Record {
+interface Outcome {
   started?: Parameters<AttemptIo["started"]>[0];
   stdout: string;
   stderr: string;
@@ -37,7 +37,7 @@ export async function attempt(
 ) {
   const { io, signal = never, ...rest } = changes;
   const family = familyOf(spec);
-  const record: Record = { stdout: "", stderr: "", artifacts: {} };
+  const record: Outcome = { stdout: "", stderr: "", artifacts: {} };
   await runtime.prepare(family, spec, signal);
   using _place = await runtime.admit(family, signal);
   const exit = await runtime.run(
