@@ -1,6 +1,7 @@
 import { createHash } from "node:crypto";
 import { readFile } from "node:fs/promises";
 import { createRequire } from "node:module";
+import { dirname, join } from "node:path";
 import { OpenAPIHono } from "@hono/zod-openapi";
 import type { Context } from "hono";
 import type { GatewayEnv } from "./context.ts";
@@ -80,8 +81,9 @@ export function docsRoutes(): OpenAPIHono<GatewayEnv> {
 }
 
 async function load(file: string, type: string): Promise<Asset> {
-  const path = createRequire(import.meta.url).resolve(`swagger-ui-dist/${file}`);
-  return assetOf(new Uint8Array(await readFile(path)), type);
+  const require = createRequire(import.meta.url);
+  const directory = dirname(require.resolve("swagger-ui-dist/package.json"));
+  return assetOf(new Uint8Array(await readFile(join(directory, file))), type);
 }
 
 function assetOf(body: string | Uint8Array<ArrayBuffer>, type: string): Asset {

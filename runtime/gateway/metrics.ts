@@ -7,7 +7,6 @@ import { lookupCode } from "../../errors/codes.ts";
 import type { SetAside } from "../api/mod.ts";
 import type { DispatchObserver } from "../jobs/observer.ts";
 import type { Store } from "../jobs/ports.ts";
-import type { GatewayEnv } from "./context.ts";
 import { addProcessMetrics } from "./metrics-process.ts";
 
 const logger = getLogger(["flurry", "gateway"]);
@@ -125,8 +124,8 @@ export class GatewayMetrics implements DispatchObserver {
   }
 
   /** Counts and times every request by the template of its route. */
-  middleware(): MiddlewareHandler<GatewayEnv> {
-    return createMiddleware<GatewayEnv>(async (c, next) => {
+  middleware(): MiddlewareHandler {
+    return createMiddleware(async (c, next) => {
       const began = performance.now();
       await next();
       const route = routeOf(c);
