@@ -31,6 +31,9 @@ export class JobChange {
   readonly #ledger: Ledger;
   readonly #notes: Notes;
   readonly #before: Load;
+  readonly #phase: JobRow["phase"];
+  readonly #step: JobRow["step"];
+  #entered = false;
   #message: WebhookEvent | undefined;
 
   constructor(ledger: Ledger, notes: Notes, row: JobRow) {
@@ -39,6 +42,8 @@ export class JobChange {
     this.row = row;
     this.now = ledger.clock.now();
     this.#before = loadOf(row);
+    this.#phase = row.phase;
+    this.#step = row.step;
   }
 
   static bySeq(ledger: Ledger, notes: Notes, seq: number): JobChange {
@@ -73,6 +78,7 @@ export class JobChange {
 
   enter(state: JobState, reason: string): void {
     const { row } = this;
+    this.#entered = true;
     row.state = state;
     row.reason = reason;
     row.changed_at = this.now;
@@ -117,19 +123,32 @@ export class JobChange {
   }
 
   save(): void {
-    const { row } = this;
-    this.#ledger.database.run(
-      `UPDATE jobs SET phase = ?, step = ?, step_until = ?, place = ?, state = ?, reason = ?, total = ?,
-        queued = ?, running = ?, retrying = ?, succeeded = ?, failed = ?, canceled = ?, fresh = ?, ready = ?,
-        events = ?, ends = ?, created_at = ?, changed_at = ?, started_at = ?, ended_at = ? WHERE seq = ?`,
-      ...[row.phase, row.step, row.step_until, row.place, row.state, row.reason, row.total],
-      ...[row.queued, row.running, row.retrying, row.succeeded, row.failed, row.canceled, row.fresh],
-      ...[row.ready, row.events, row.ends, row.created_at, row.changed_at, row.started_at, row.ended_at],
-      row.seq,
-    );
+    this.#saveCounts();
+    if (this.#entered || this.row.phase !== this.#phase || this.row.step !== this.#step) this.#saveState();
     this.#saveLoad();
     if (this.#message) this.#tellWebhook(this.#message);
-    if (row.phase !== "draft") this.#notes.jobs.add(row.id);
+    if (this.row.phase !== "draft") this.#notes.jobs.add(this.row.id);
+  }
+
+  /** Apart from the state, since most changes are of counts only, and the indexes of states then stay. */
+  #saveCounts(): void {
+    const { row } = this;
+    this.#ledger.database.run(
+      `UPDATE jobs SET total = ?, queued = ?, running = ?, retrying = ?, succeeded = ?, failed = ?, canceled = ?,
+        fresh = ?, ready = ?, events = ?, ends = ? WHERE seq = ?`,
+      ...[row.total, row.queued, row.running, row.retrying, row.succeeded, row.failed, row.canceled],
+      ...[row.fresh, row.ready, row.events, row.ends, row.seq],
+    );
+  }
+
+  #saveState(): void {
+    const { row } = this;
+    this.#ledger.database.run(
+      `UPDATE jobs SET phase = ?, step = ?, step_until = ?, place = ?, state = ?, reason = ?, created_at = ?,
+        changed_at = ?, started_at = ?, ended_at = ? WHERE seq = ?`,
+      ...[row.phase, row.step, row.step_until, row.place, row.state, row.reason, row.created_at],
+      ...[row.changed_at, row.started_at, row.ended_at, row.seq],
+    );
   }
 
   #saveLoad(): void {

@@ -15,7 +15,7 @@ export function storeError(error: unknown, file: string): unknown {
   if (error instanceof FlurryError || !(error instanceof Error)) return error;
   const code = codeOf(error);
   // A call with arguments that no statement takes is a mistake of ours, not the store's.
-  if (code === undefined || code.startsWith("ERR_INVALID")) return error;
+  if (code === undefined || code.startsWith("ERR_INVALID_ARG")) return error;
   if (full.has(code) || isFull(error, file)) {
     const hint = "free space; nothing has been lost";
     return new FlurryError("NO_SPACE", `No space left to record in ${file}`, { cause: error, hint });
