@@ -24,11 +24,15 @@ interface Source<T> {
   read: () => Promise<T[]>;
   /** All entries of a page, as they are sent. */
   format: (page: T[]) => string;
-  /** Sent in a silence; undefined to keep it. */
-  heartbeat: string | undefined;
+  /** Sent at once: Bun keeps even the head of an answer back until there is something of its body. */
+  greeting?: string;
+  /** Sent in a silence. @default nothing */
+  heartbeat?: string;
   /** Whether to wait for more until the job has ended. */
   follow: boolean;
 }
+
+const NDJSON_SILENCE = { greeting: "\n", heartbeat: "\n" };
 
 /** The job's events from after `after`, as Server-Sent Events. */
 export function eventStream(
@@ -38,7 +42,7 @@ export function eventStream(
 ): Pieces {
   let last = query.after;
   const { jobs } = context.store;
-  const entries = follow<JobEvent>(context, id, {
+  return follow<JobEvent>(context, id, {
     kind: "events",
     subscribe: (listener) => jobs.onChange(listener),
     read: async () => {
@@ -47,14 +51,10 @@ export function eventStream(
       return page;
     },
     format: (page) => page.map(sseOf).join(""),
+    greeting: "retry: 1000\n\n",
     heartbeat: ":\n\n",
     follow: query.follow,
   });
-  return async function* (signal) {
-    // Said at once, so that the reader knows that it is connected.
-    yield "retry: 1000\n\n";
-    yield* entries(signal);
-  };
 }
 
 /** Results as lines of JSON. */
@@ -74,7 +74,7 @@ export function resultStream(
       return page.items;
     },
     format: linesOf,
-    heartbeat: "\n",
+    ...(query.follow ? NDJSON_SILENCE : {}),
     follow: query.follow,
   });
 }
@@ -102,7 +102,8 @@ export function logStream(
       return page;
     },
     format: query.text ? (page) => page.map(({ text }) => text).join("") : linesOf,
-    heartbeat: query.text ? undefined : "\n",
+    // Text has nothing that says nothing: its head comes with what is printed first.
+    ...(query.follow && !query.text ? NDJSON_SILENCE : {}),
     follow: query.follow,
   });
 }
@@ -112,6 +113,7 @@ function follow<T>(context: GatewayContext, id: string, source: Source<T>): Piec
     using _counted = context.metrics.stream(source.kind);
     using watch = new Watch(source.subscribe, id);
     const { jobs } = context.store;
+    if (source.greeting !== undefined) yield source.greeting;
     while (!signal.aborted) {
       // Asked before the entries are read: what a job that has ended leaves is all there.
       const stored = source.follow ? await jobs.get(id) : undefined;
