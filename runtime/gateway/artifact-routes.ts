@@ -77,7 +77,7 @@ export function artifactRoutes(context: GatewayContext): OpenAPIHono<GatewayEnv>
 
   // OpenAPI has no parameter with slashes: it is described apart from how it is matched.
   app.openAPIRegistry.registerPath(readArtifact);
-  app.get("/v1/jobs/:id/artifacts/:task/:path{.+}", requireScope("read"), async (c) => {
+  app.get("/v1/jobs/:id/artifacts/:task/:path{[\\s\\S]+}", requireScope("read"), async (c) => {
     const params = ArtifactPath.safeParse(c.req.param());
     if (!params.success) throw new InvalidRequest("path", params.error);
     const { id, task, path } = params.data;
@@ -114,6 +114,7 @@ async function answerArtifact(
   c.header("Content-Type", shown ?? "application/octet-stream");
   c.header("Content-Disposition", `${shown ? "inline" : "attachment"}; filename*=UTF-8''${encoded(name)}`);
   c.header("Content-Security-Policy", "default-src 'none'; sandbox; frame-ancestors 'none'");
+  // Bun sends it for HEAD only, and the content in chunks.
   c.header("Content-Length", String(end - start));
   if (range !== undefined) c.header("Content-Range", `bytes ${start}-${end - 1}/${size}`);
   const status = range === undefined ? 200 : 206;
