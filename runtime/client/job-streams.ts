@@ -2,7 +2,7 @@ import type { z } from "zod";
 import { FlurryError } from "../../errors/errors.ts";
 import { Job, JobEvent, LogChunk, TaskResult } from "../api/mod.ts";
 import { follow } from "./follow.ts";
-import { parseJson } from "./gateway-error.ts";
+import { foreignAnswer, parseJson } from "./gateway-error.ts";
 import { splitLines } from "./lines.ts";
 import { parseEvents } from "./sse.ts";
 import type { Transport } from "./transport.ts";
@@ -63,6 +63,11 @@ export function eventsOf(
         query: { follow: wait },
         signal,
       });
+      // Any text is an event stream without events: waiting for some would have no end.
+      if (!/^text\/event-stream\b/.test(response.headers.get("content-type") ?? "")) {
+        await response.body?.cancel();
+        throw foreignAnswer(response, "not an event stream");
+      }
       for await (const { data } of parseEvents(transport.body(response, { signal, live: wait }))) {
         const event = parsed(JobEvent, data, "event");
         // A stream that was taken up too early repeats: nobody sees it.

@@ -1,10 +1,8 @@
-import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
+import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { FlurryClient, hasEnded, type JobSubmitInput } from "../../runtime/client/mod.ts";
 import { openGateway } from "../../runtime/gateway/open.ts";
 import { GatewaySandbox } from "../support/gateway-sandbox.ts";
 import { ScriptedRuntime, type ScriptedTask } from "../support/scripted-runtime.ts";
-
-setDefaultTimeout(60_000);
 
 /** What tasks do, by the first word of their command. */
 const scripts: Record<string, (task: ScriptedTask) => Promise<number> | number> = {
@@ -233,4 +231,4 @@ test("events and results go on over a gateway that is stopped and started again"
   const done = await follower.jobs.get(job.id);
   expect(hasEnded(done)).toBe(true);
   expect(done.tasks.succeeded).toBe(20);
-});
+}, 60_000);

@@ -65,7 +65,7 @@ describe("jobs.events()", () => {
 
   test("goes on after a stream that ends before the job has ended", async () => {
     await using peer = await connect((response, { path }, n) => {
-      if (!path.endsWith("/events")) return sendJson(response, sampleJob());
+      if (!path.includes("/events")) return sendJson(response, sampleJob());
       sendEvents(response, n === 0 ? [1, 2] : [3, 4, 5]);
       response.end();
     });
@@ -75,7 +75,7 @@ describe("jobs.events()", () => {
 
   test("begins after the event that is named, and ends when the job has ended without more", async () => {
     await using peer = await connect((response, { path }) => {
-      if (!path.endsWith("/events")) return sendJson(response, sampleJob({ state: "failed" }));
+      if (!path.includes("/events")) return sendJson(response, sampleJob({ state: "failed" }));
       sendEvents(response, []);
       response.end();
     });
@@ -98,6 +98,13 @@ describe("jobs.events()", () => {
     await expect(collect(peer.client.jobs.events(SAMPLE_ID))).rejects.toMatchObject({
       code: "GATEWAY_FAILED",
       message: expect.stringContaining('{\\"id\\":\\"one\\"}'),
+    });
+  });
+
+  test("refuses an answer that is no event stream, in place of waiting for events in it", async () => {
+    await using peer = await connect((response) => sendJson(response, sampleJob()));
+    await expect(collect(peer.client.jobs.events(SAMPLE_ID))).rejects.toMatchObject({
+      code: "GATEWAY_FAILED",
     });
   });
 
