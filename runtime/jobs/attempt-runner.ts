@@ -1,4 +1,5 @@
 import { FlurryError } from "../../errors/errors.ts";
+import { throwIfAborted } from "../vm/qemu-process.ts";
 import type { AttemptOutput } from "./attempt-output.ts";
 import type { Ending } from "./next-step.ts";
 import type { AttemptResult, Claim, Store } from "./ports.ts";
@@ -32,42 +33,71 @@ export function blobPrefix({ job, index, token }: Pick<Claim, "job" | "index" | 
 /** Runs one attempt. What it fails of is in the outcome; nothing is thrown. */
 export async function runAttempt(options: AttemptOptions): Promise<AttemptOutcome> {
   const { claim, store, runtime, output, signal, ready } = options;
-  const artifacts: AttemptResult["artifacts"][number][] = [];
+  const io = new RunIo(options);
   let stage: "prepare" | "run" = "prepare";
   try {
     const task = await attemptOf(claim, store);
     await ready();
     stage = "run";
     using _place = await runtime.admit(claim.family, signal);
-    const exit = await runtime.run(task, attemptIo(options, artifacts), signal);
-    return { exit, left: { ...output.end(), artifacts } };
+    const exit = await runtime.run(task, io, signal);
+    return { exit, left: { ...output.end(), artifacts: await io.end() } };
   } catch (error) {
-    return { error, stage, left: { ...output.end(), artifacts } };
+    return { error, stage, left: { ...output.end(), artifacts: await io.end() } };
   }
 }
 
-function attemptIo(
-  { claim, store, output, signal, onStarted }: AttemptOptions,
-  artifacts: AttemptResult["artifacts"][number][],
-): AttemptIo {
-  const paths = new Set<string>();
-  return {
-    started: async (child) => {
-      onStarted(child);
-      await store.queue.started(claim.token, child.vm);
-    },
-    output: (stream, chunk) => output.write(stream, chunk),
-    artifact: async ({ path, mode }, content) => {
-      if (paths.has(path)) throw new FlurryError("TASK_FAILED", `Output "${path}" is there twice`);
-      if (paths.size >= MAX_ARTIFACTS) {
-        throw new FlurryError("TASK_FAILED", `Task left more than ${MAX_ARTIFACTS} files`);
-      }
-      const blob = `${blobPrefix(claim)}/${paths.size}`;
-      paths.add(path);
-      const stored = await store.blobs.put(blob, content, signal);
-      artifacts.push({ path, mode, blob, ...stored });
-    },
-  };
+/** What an attempt leaves, as long as it runs. */
+class RunIo implements AttemptIo {
+  readonly #options: AttemptOptions;
+  readonly #ended = new AbortController();
+  readonly #signal: AbortSignal;
+  readonly #paths = new Set<string>();
+  readonly #storing = new Set<Promise<unknown>>();
+  readonly #artifacts: AttemptResult["artifacts"][number][] = [];
+
+  constructor(options: AttemptOptions) {
+    this.#options = options;
+    this.#signal = AbortSignal.any([options.signal, this.#ended.signal]);
+  }
+
+  async started(child: Parameters<AttemptIo["started"]>[0]): Promise<void> {
+    throwIfAborted(this.#ended.signal);
+    const { claim, store, onStarted } = this.#options;
+    onStarted(child);
+    await store.queue.started(claim.token, child.vm);
+  }
+
+  async output(stream: "stdout" | "stderr", chunk: Uint8Array): Promise<void> {
+    throwIfAborted(this.#ended.signal);
+    await this.#options.output.write(stream, chunk);
+  }
+
+  async artifact(
+    { path, mode }: { path: string; mode: number },
+    content: AsyncIterable<Uint8Array>,
+  ): Promise<void> {
+    throwIfAborted(this.#ended.signal);
+    const { claim, store } = this.#options;
+    if (this.#paths.has(path)) throw new FlurryError("TASK_FAILED", `Output "${path}" is there twice`);
+    if (this.#paths.size >= MAX_ARTIFACTS) {
+      throw new FlurryError("TASK_FAILED", `Task left more than ${MAX_ARTIFACTS} files`);
+    }
+    const blob = `${blobPrefix(claim)}/${this.#paths.size}`;
+    this.#paths.add(path);
+    const storing = store.blobs.put(blob, content, this.#signal);
+    this.#storing.add(storing);
+    const { size, sha256 } = await storing;
+    this.#storing.delete(storing);
+    this.#artifacts.push({ path, mode, blob, size, sha256 });
+  }
+
+  /** Takes no more, and waits until nothing is being stored: a child may die in the middle of a file. */
+  async end(): Promise<AttemptResult["artifacts"]> {
+    this.#ended.abort();
+    await Promise.allSettled(this.#storing);
+    return this.#artifacts;
+  }
 }
 
 async function attemptOf(claim: Claim, store: Store): Promise<Attempt> {

@@ -28,8 +28,8 @@ export interface ClaimLoopOptions {
   recorder: Recorder;
   keeper: LeaseKeeper;
   record: HostRecord;
-  /** Begins an attempt. Whether more of its family may be claimed now. */
-  begin: (claim: Claim, lane: Lane) => Promise<boolean>;
+  /** Begins an attempt, which owns the slot. Whether more of its family may be claimed now. */
+  begin: (claim: Claim, lane: Lane, slot: Disposable) => Promise<boolean>;
   /** A lease has run out. */
   onLost: (token: string) => void;
 }
@@ -92,22 +92,17 @@ export class ClaimLoop implements AsyncDisposable {
   }
 
   async #mayClaim(): Promise<boolean> {
-    if (
-      this.#ending ||
-      !this.#options.slots.free ||
-      this.#options.recorder.troubled ||
-      this.#options.asides.hostBlocked
-    )
-      return false;
-    if (!this.#options.asides.hostIsDue) return true;
+    const { slots, recorder, asides, record } = this.#options;
+    if (this.#ending || !slots.free || recorder.troubled || asides.hostBlocked) return false;
+    if (!asides.hostIsDue) return true;
     // A store that takes nothing is no case for a task.
-    if (!(await this.#options.record.beat())) {
+    if (!(await record.beat())) {
       this.#storeFailed("STORE_FAILED", "The store takes nothing");
       return false;
     }
     if (this.#storeHasFailed) {
       this.#storeHasFailed = false;
-      this.#options.asides.hostWorked();
+      asides.hostWorked();
     }
     return true;
   }
@@ -124,20 +119,24 @@ export class ClaimLoop implements AsyncDisposable {
   }
 
   async #fill(): Promise<void> {
-    const { queue, hostId, leaseMs } = this.#options;
+    const { queue, slots, hostId, leaseMs } = this.#options;
     let lanes: Lane[] | undefined;
     while (await this.#mayClaim()) {
       const blocked = this.#blocked();
       lanes = (lanes ?? (await queue.lanes(blocked))).filter(({ owner }) => !blocked.owners.has(owner));
+      // An attempt whose parent has become ready may have taken the last place since, or want it from here on.
+      if (!slots.free) return;
       const lane = this.#fairness.pick(lanes, blocked.owners);
       if (!lane) {
         if (this.#options.preparing.passTurn()) this.#options.wake.notify();
         return;
       }
-      const claim = await queue.claim(lane, { blocked, host: hostId, leaseMs: leaseMs });
+      using stack = new DisposableStack();
+      stack.use(slots.take());
+      const claim = await queue.claim(lane, { blocked, host: hostId, leaseMs });
       if (!claim) lanes = lanes.filter((other) => other !== lane);
       // Lanes with nothing but tasks of a family that is blocked now must not be picked.
-      else if (!(await this.#options.begin(claim, lane))) lanes = undefined;
+      else if (!(await this.#options.begin(claim, lane, stack.move()))) lanes = undefined;
     }
   }
 

@@ -128,7 +128,7 @@ export class Dispatcher implements AsyncDisposable {
       ...{ hostId: this.#hostId, leaseMs: options.leaseMs ?? DEFAULT_LEASE_MS },
       ...{ slots: this.#slots, preparing: this.#preparing, owners: this.#owners, asides: this.#asides },
       ...{ recorder: this.#recorder, keeper: this.#keeper, record: this.#record },
-      begin: (claim, lane) => this.#begin(claim, lane),
+      begin: (claim, lane, slot) => this.#begin(claim, lane, slot),
       onLost: (token) => this.#live.get(token)?.lose(),
     });
   }
@@ -207,10 +207,12 @@ export class Dispatcher implements AsyncDisposable {
   }
 
   /** Begins an attempt. Whether more of its family may be claimed now. */
-  async #begin(claim: Claim, { priority }: Lane): Promise<boolean> {
+  async #begin(claim: Claim, { priority }: Lane, slot: Disposable): Promise<boolean> {
     const { queue } = this.#options.store;
     const { family, owner, token } = claim;
     const isReady = this.#options.runtime.readiness(family).state === "ready";
+    // It gets another one when its parent is ready.
+    if (!isReady) slot[Symbol.dispose]();
     if (!isReady && !this.#preparing.begin(family)) {
       const reason = "Other workers are made ready first";
       await queue.finish(token, { state: "queued", reason, delayMs: 0 });
@@ -218,7 +220,7 @@ export class Dispatcher implements AsyncDisposable {
     }
     this.#tell((observer) => observer.claimed?.({ family, priority }));
     const trial = this.#asides.begin(family, labelOf(claim));
-    const attempt = new LiveAttempt(this.#host, claim, trial, isReady ? this.#slots.take() : undefined);
+    const attempt = new LiveAttempt(this.#host, claim, trial, isReady ? slot : undefined);
     this.#owners.begin(owner);
     this.#live.add(attempt);
     this.#keeper.add(token);

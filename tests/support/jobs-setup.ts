@@ -88,7 +88,9 @@ export async function resultsOf(store: Store, id: string): Promise<TaskResult[]>
 
 /** Files that the blobs of a job are. */
 export function blobFiles(bench: Pick<Bench, "dir">, job: string): string[] {
-  const entries = readdirSync(join(bench.dir, "blobs", job), { recursive: true, withFileTypes: true });
+  const dir = join(bench.dir, "blobs", job);
+  if (!existsSync(dir)) return [];
+  const entries = readdirSync(dir, { recursive: true, withFileTypes: true });
   return entries.filter((entry) => entry.isFile()).map(({ name }) => name);
 }
 
