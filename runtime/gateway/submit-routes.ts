@@ -106,6 +106,7 @@ async function submitJson(context: GatewayContext, c: Context<GatewayEnv>): Subm
       hint: `send application/json or ${NDJSON}`,
     });
   }
+  if (c.req.raw.body === null) throw empty();
   const text = await c.req.text();
   const { tasks, ...head } = checked(JobSubmit, await c.req.json(), "body");
   return submit(context, c, head, tasks, () => createHash("sha256").update(text).digest("hex"));
@@ -113,8 +114,7 @@ async function submitJson(context: GatewayContext, c: Context<GatewayEnv>): Subm
 
 async function submitLines(context: GatewayContext, c: Context<GatewayEnv>): Submitted {
   const { body } = c.req.raw;
-  if (body === null)
-    throw new FlurryError("BAD_ARGUMENT", "The body is empty: its first line describes the job");
+  if (body === null) throw empty();
   refuseEncodings(c.req.header("content-encoding"), c.req.header("content-type"));
   const { bodyBytes, streamBytes } = context.limits;
   await using lines = new NdjsonBody(body, { headBytes: bodyBytes, bodyBytes: streamBytes });
@@ -140,6 +140,10 @@ async function submit(
     traceparent: c.var.traceparent,
     signal: context.signal,
   });
+}
+
+function empty(): FlurryError {
+  return new FlurryError("BAD_ARGUMENT", "The body is empty: it is to describe the job");
 }
 
 /** @throws FlurryError WEBHOOK_FORBIDDEN */

@@ -49,6 +49,9 @@ describe("POST /v1/jobs", () => {
       expect(problem).toMatchObject({ status: 400, code: "BAD_ARGUMENT" });
       expect(problem.detail).toMatch(detail);
     }
+    const headers = { "content-type": "application/json" };
+    const empty = await gateway.problem("/v1/jobs", { method: "POST", headers });
+    expect(empty.detail).toMatch(/^The body is empty/);
     expect((await gateway.json<Page<Job>>("/v1/jobs")).items).toEqual([]);
   });
 
