@@ -71,7 +71,7 @@ export async function openGateway(options: GatewayOptions): Promise<Gateway> {
   const { drainMs, leaseMs } = options;
   const dispatcher = new Dispatcher({ store, runtime, clock, observer: metrics, drainMs, leaseMs });
   stack.use(dispatcher);
-  const jobs = stack.use(new Jobs({ store, dispatcher, clock, limits }));
+  const jobs = stack.use(new Jobs({ store, dispatcher, limits }));
   const sender = stack.use(new WebhookSender({ deliveries: store.deliveries, guard, clock, metrics }));
   const ending = new AbortController();
   const context: GatewayContext = {

@@ -2,7 +2,6 @@ import { randomBytes } from "node:crypto";
 import { getLogger } from "@logtape/logtape";
 import { FlurryError } from "../../errors/errors.ts";
 import { type JobHead, type KeyLimits, MAX_INPUT_BYTES, MAX_TASKS, type WorkerSpec } from "../api/mod.ts";
-import type { Clock } from "../clock.ts";
 import { throwIfAborted } from "../vm/qemu-process.ts";
 import type { Dispatcher } from "./dispatcher.ts";
 import { familyOf } from "./family.ts";
@@ -13,7 +12,6 @@ export interface JobsOptions {
   store: Store;
   /** Tells how fast tasks end. */
   dispatcher: Pick<Dispatcher, "endedPerSecond">;
-  clock: Clock;
   limits?: Partial<JobLimits> | undefined;
 }
 

@@ -258,7 +258,6 @@ describe("Dispatcher", () => {
     await using again = new Jobs({
       store: bench.store,
       dispatcher: bench.dispatcher,
-      clock: new ManualClock(),
     });
     again.start();
     while ((await bench.store.jobs.removed()).length > 0) await settle();

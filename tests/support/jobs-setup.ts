@@ -46,7 +46,7 @@ export async function openBench(options: BenchOptions = {}): Promise<Bench> {
   const store = stack.use(await openStore({ dir, clock }));
   const runtime = stack.use(new ScriptedRuntime(options));
   const dispatcher = stack.use(new Dispatcher({ ...others, clock, runtime, store: around(store) }));
-  const jobs = stack.use(new Jobs({ store, dispatcher, clock, limits }));
+  const jobs = stack.use(new Jobs({ store, dispatcher, limits }));
   if (start) await dispatcher.start();
   const owned = stack.move();
   const until: Bench["until"] = (id, is) => untilJob(store, id, is);
