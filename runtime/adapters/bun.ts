@@ -1,4 +1,4 @@
-import type { ListenOptions, RuntimeServer } from "./http-server.ts";
+import type { ListenOptions, RuntimeServer } from "./runtime-server.ts";
 
 /** Seconds after which a connection without a request is closed. */
 const IDLE_SECONDS = 120;

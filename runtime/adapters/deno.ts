@@ -1,4 +1,4 @@
-import type { ListenOptions, RuntimeServer } from "./http-server.ts";
+import type { ListenOptions, RuntimeServer } from "./runtime-server.ts";
 
 /** What is used of Deno: its types are not those of this project's compiler. */
 declare const Deno: {

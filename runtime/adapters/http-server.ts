@@ -1,15 +1,7 @@
 import { FlurryError } from "../../errors/errors.ts";
 import { serveOnBun } from "./bun.ts";
 import { serveOnDeno } from "./deno.ts";
-
-export interface ListenOptions {
-  hostname: string;
-  /** 0 for any that is free. */
-  port: number;
-  fetch: (request: Request) => Response | Promise<Response>;
-  /** Answers what `fetch` throws. */
-  onError: (error: unknown) => Response;
-}
+import type { ListenOptions, RuntimeServer } from "./runtime-server.ts";
 
 /** A server that listens. */
 export interface HttpServer {
@@ -17,15 +9,6 @@ export interface HttpServer {
   port: number;
   /** Accepts no more connections, lets the requests that are under way end for `graceMs`, then cuts them. */
   stop(graceMs: number): Promise<void>;
-}
-
-/** How a runtime serves. */
-export interface RuntimeServer {
-  port: number;
-  /** Accepts no more; settles when all requests have ended. */
-  drain(): Promise<void>;
-  /** Cuts what is open. */
-  cut(): Promise<void>;
 }
 
 /**
