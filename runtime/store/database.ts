@@ -8,12 +8,14 @@ export type Parameter = SQLInputValue | undefined;
 
 interface Write {
   work: () => unknown;
+  durable: boolean;
   resolve: (value: never) => void;
   reject: (error: unknown) => void;
 }
 
 /**
- * One SQLite file, for this process alone. Each transaction is on the disk when it returns.
+ * One SQLite file, for this process alone. Each transaction is on the disk when it returns, but for writes
+ * that do without.
  *
  * Every failure is a FlurryError: NO_SPACE when disk or quota are full, else STORE_FAILED; nothing has
  * changed then.
@@ -23,6 +25,7 @@ export class Database implements Disposable {
   readonly #sqlite: DatabaseSync;
   readonly #statements = new Map<string, StatementSync>();
   #writes: Write[] = [];
+  #durable = true;
 
   constructor(file: string) {
     this.file = file;
@@ -98,11 +101,13 @@ export class Database implements Disposable {
    *
    * @param work - may be run again when the shared transaction fails: it must change nothing but the
    * database
+   * @param options.durable - false for what is no loss when the machine (not just this process) dies before
+   * the next durable write: it does not wait for the disk. @default true
    * @returns when it is durable
    */
-  write<T>(work: () => T): Promise<T> {
+  write<T>(work: () => T, { durable = true }: { durable?: boolean } = {}): Promise<T> {
     return new Promise<T>((resolve, reject) => {
-      this.#writes.push({ work, resolve, reject });
+      this.#writes.push({ work, durable, resolve, reject });
       if (this.#writes.length === 1) setImmediate(() => this.#flush());
     });
   }
@@ -116,6 +121,23 @@ export class Database implements Disposable {
   #flush(): void {
     const writes = this.#writes;
     this.#writes = [];
+    if (writes.length === 0) return;
+    // In a WAL what is written later is durable only together with what was written before.
+    this.#sync(writes.some(({ durable }) => durable));
+    try {
+      this.#commit(writes);
+    } finally {
+      this.#sync(true);
+    }
+  }
+
+  #sync(durable: boolean): void {
+    if (durable === this.#durable) return;
+    this.#sqlite.exec(`PRAGMA synchronous = ${durable ? "FULL" : "NORMAL"}`);
+    this.#durable = durable;
+  }
+
+  #commit(writes: readonly Write[]): void {
     if (writes.length > 1 && this.#runTogether(writes)) return;
     for (const { work, resolve, reject } of writes) {
       try {

@@ -38,11 +38,11 @@ export class Ledger {
   }
 
   /** Runs `work` as `Database.write` does, then tells those who listen. */
-  async change<T>(work: (notes: Notes) => T): Promise<T> {
+  async change<T>(work: (notes: Notes) => T, options: { durable?: boolean } = {}): Promise<T> {
     const { value, notes } = await this.database.write(() => {
       const own = new Notes();
       return { value: work(own), notes: own };
-    });
+    }, options);
     for (const id of notes.jobs) this.changed.emit(id);
     if (notes.ready) this.ready.emit();
     if (notes.deliveries) this.outbox.wake();

@@ -3,6 +3,9 @@ import { JobChange } from "./job-change.ts";
 import { type Ledger, Notes } from "./ledger.ts";
 import { ofTask } from "./sqlite-job-rows.ts";
 
+/** More than the events of claims between two durable writes. */
+const LOST_EVENTS = 10_000;
+
 /**
  * Voids all leases: whoever held them ended with the process that had opened the store before. Their
  * tasks wait again, and the attempt does not count.
@@ -11,6 +14,11 @@ export function voidLeases(ledger: Ledger): void {
   const { database } = ledger;
   database.transaction(() => {
     const notes = new Notes();
+    // Events of claims may be lost with the machine, after somebody has seen their ids: those are not used again.
+    database.run(
+      "UPDATE jobs SET events = events + ? WHERE phase = 'live' AND state IN ('queued', 'running', 'canceling')",
+      LOST_EVENTS,
+    );
     const leases = database.all<{ token: string; task: number }>("SELECT token, task FROM leases");
     for (const { token, task } of leases) {
       const job = JobChange.bySeq(ledger, notes, ofTask(task).seq);

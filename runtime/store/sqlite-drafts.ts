@@ -73,7 +73,9 @@ export class SqliteDraft implements JobDraft {
     while (at < inputs.length) {
       const end = batchEnd(inputs, at);
       const from = at;
-      await this.#options.ledger.database.write(() => this.#insert(first, inputs, from, end));
+      await this.#options.ledger.database.write(() => this.#insert(first, inputs, from, end), {
+        durable: false,
+      });
       at = end;
     }
     this.#count = first + inputs.length;

@@ -45,7 +45,9 @@ export class SqliteHosts implements HostRegistry {
 
   async heartbeat(id: string, running: number): Promise<void> {
     const sql = "UPDATE hosts SET running = ?, seen_at = ? WHERE id = ? AND up = 1";
-    await this.#database.write(() => this.#database.run(sql, running, this.#clock.now(), id));
+    await this.#database.write(() => this.#database.run(sql, running, this.#clock.now(), id), {
+      durable: false,
+    });
   }
 
   async leave(id: string): Promise<void> {

@@ -36,7 +36,7 @@ export class SqliteJobs implements JobStore {
   }
 
   async draft(job: NewJob): Promise<JobDraft> {
-    const seq = await this.#ledger.database.write(() => insertDraft(this.#ledger, job));
+    const seq = await this.#ledger.database.write(() => insertDraft(this.#ledger, job), { durable: false });
     const read = (id: string) => this.#reader.get(id);
     return new SqliteDraft({ ledger: this.#ledger, steps: this.#steps, keys: this.#keys, job, seq, read });
   }

@@ -6,6 +6,8 @@ import { JobChange } from "./job-change.ts";
 import type { Ledger, Notes } from "./ledger.ts";
 import { type JobRow, ofTask, taskIds } from "./sqlite-job-rows.ts";
 
+/** A lease that is lost with the machine is void anyway. */
+const noLoss = { durable: false };
 /** Most waits that one look ends. */
 const PROMOTED = 1000;
 
@@ -48,7 +50,7 @@ export class SqliteQueue implements Queue {
     const claim = await this.#ledger.change((notes) => {
       const row = this.#firstJob(lane, blocked);
       return row && this.#take(new JobChange(this.#ledger, notes, row), token, host);
-    });
+    }, noLoss);
     if (claim) this.#leases.set(token, this.#ledger.clock.monotonic() + leaseMs);
     return claim;
   }
@@ -66,7 +68,7 @@ export class SqliteQueue implements Queue {
       if (!lease) return;
       this.#ledger.database.run("UPDATE tasks SET vm = ? WHERE id = ?", vm, lease.task);
       notes.jobs.add(lease.job);
-    });
+    }, noLoss);
   }
 
   async finish(token: string, end: AttemptEnd): Promise<"recorded" | "stale"> {
@@ -155,7 +157,7 @@ export class SqliteQueue implements Queue {
           job,
         );
       }
-    });
+    }, noLoss);
   }
 
   #due(limit: number): { id: number; job: number }[] {

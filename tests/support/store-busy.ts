@@ -6,6 +6,9 @@
 import { openStore } from "../../runtime/store/open.ts";
 import { claim, FAILED, newJob, REQUEUED, SUCCEEDED } from "./store-jobs.ts";
 
+/** So many that jobs are still being submitted while others are killed, so few that all can be finished. */
+const MOST_WAITING = 4000;
+
 const [dir, task] = process.argv.slice(2);
 const store = await openStore({ dir: dir! });
 console.log("open");
@@ -14,6 +17,9 @@ if (task === "work") await Promise.all([submitting(), working(0), working(1), ch
 
 async function submitting(): Promise<void> {
   for (let count = 0; ; count += 1) {
+    while ((await store.jobs.load()).waitingTasks > MOST_WAITING) {
+      await new Promise((resolve) => setImmediate(resolve));
+    }
     await using draft = await store.jobs.draft(newJob());
     await draft.add(Array.from({ length: count % 7 }, (_, at) => String(at)));
     await draft.addCount(3 + (count % 10 === 1 ? 1500 : 0));

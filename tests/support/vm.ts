@@ -1,7 +1,8 @@
-import { execFile, spawn, spawnSync } from "node:child_process";
+import { type ChildProcessByStdio, execFile, spawn, spawnSync } from "node:child_process";
 import { chmodSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, readlinkSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import type { Readable } from "node:stream";
 import { promisify } from "node:util";
 import { buildImage, type Image } from "../../guest-agent/image/mod.ts";
 import { type OpenParentOptions, openParent } from "../../runtime/fork/open-parent.ts";
@@ -47,14 +48,14 @@ export function tracesOf(host: Host): Traces {
 
 export const NO_TRACES: Traces = { processes: [], files: [] };
 
-/** Sockets, pipes and files that this process has open, without what only the runtime itself uses. */
-export function openDescriptors(): string[] {
-  return readdirSync("/proc/self/fd")
+/** Sockets, pipes and files that a process has open, without what only the runtime itself uses. */
+export function openDescriptors(pid: number | "self" = "self"): string[] {
+  return readdirSync(`/proc/${pid}/fd`)
     .flatMap((fd) => {
       try {
-        return [readlinkSync(`/proc/self/fd/${fd}`)];
+        return [readlinkSync(`/proc/${pid}/fd/${fd}`)];
       } catch (error) {
-        // The directory's own descriptor was in the list, and is closed by now.
+        // Closed since, as this directory's own descriptor is.
         if (error instanceof Error && "code" in error && error.code === "ENOENT") return [];
         throw error;
       }
@@ -136,7 +137,7 @@ export class Script implements AsyncDisposable {
   readonly pid: number;
   /** How it ended. */
   readonly exited: Promise<{ code: number | null; signal: NodeJS.Signals | null; stderr: string }>;
-  readonly #kill: () => void;
+  readonly #child: ChildProcessByStdio<null, Readable, Readable>;
   readonly #lines: AsyncIterator<string>;
 
   constructor(path: string, args: readonly string[] = []) {
@@ -150,7 +151,7 @@ export class Script implements AsyncDisposable {
     this.exited = new Promise((resolve) =>
       child.once("close", (code, signal) => resolve({ code, signal, stderr })),
     );
-    this.#kill = () => child.kill("SIGKILL");
+    this.#child = child;
     this.#lines = linesOf(child.stdout)[Symbol.asyncIterator]();
   }
 
@@ -162,9 +163,11 @@ export class Script implements AsyncDisposable {
     throw new Error(`The script ended with ${signal ?? code}: ${stderr}`);
   }
 
-  /** SIGKILL: it has no chance to clean up. */
-  async kill(): Promise<void> {
-    this.#kill();
+  /** Waits for its end. With SIGKILL it has no chance to clean up. */
+  async kill(signal: NodeJS.Signals = "SIGKILL"): Promise<void> {
+    this.#child.kill(signal);
+    // Lines that nobody reads would keep its end from being told.
+    if (signal === "SIGKILL") this.#child.stdout.destroy();
     await this.exited;
   }
 
