@@ -1,6 +1,8 @@
 import { parseArgs } from "node:util";
+import { FlurryError } from "../../errors/errors.ts";
 import { startLogging } from "../../runtime/gateway/logging.ts";
 import { openGateway } from "../../runtime/gateway/open.ts";
+import { pause, scriptedWork } from "./gateway-work.ts";
 import { type Script, ScriptedRuntime } from "./scripted-runtime.ts";
 
 /**
@@ -12,10 +14,12 @@ import { type Script, ScriptedRuntime } from "./scripted-runtime.ts";
  * - `["sleep", MS]`: ends after so many milliseconds
  * - `["echo", TEXT]`: prints it
  * - `["cat"]`: prints its input
+ * - `["work"]`: does what its input says, see gateway-work.ts
+ * - `["die"]`: its child dies
  *
  * It prints one line of JSON, `{"url": …}`, when it answers, and ends at SIGTERM.
  *
- *     bun tests/support/gateway-process.ts --data DIR [--listen HOST] [--port N] [--slots N] [--drain MS] [--lease MS] [--log]
+ *     bun tests/support/gateway-process.ts --data DIR [--listen HOST] [--port N] [--slots N] [--drain MS] [--lease MS] [--webhook-allow HOST] [--log]
  */
 const { values } = parseArgs({
   options: {
@@ -25,17 +29,19 @@ const { values } = parseArgs({
     slots: { type: "string", default: "4" },
     drain: { type: "string", default: "0" },
     lease: { type: "string", default: "30000" },
+    "webhook-allow": { type: "string", multiple: true, default: [] },
     log: { type: "boolean", default: false },
   },
 });
 
-const script: Script = async ({ spec, stdin, signal, print }) => {
+const script: Script = async (task) => {
+  const { spec, stdin, signal, print } = task;
   const [program, argument = ""] = spec.command;
   switch (program) {
     case "false":
       return { exitCode: 1 };
     case "sleep":
-      await sleep(Number(argument), signal);
+      await pause(Number(argument), signal);
       return { exitCode: 0 };
     case "echo":
       await print(`${argument}\n`);
@@ -43,18 +49,14 @@ const script: Script = async ({ spec, stdin, signal, print }) => {
     case "cat":
       await print(stdin ?? "");
       return { exitCode: 0 };
+    case "work":
+      return scriptedWork(task);
+    case "die":
+      throw new FlurryError("CHILD_DIED", "QEMU was killed, says the test");
     default:
       return { exitCode: 0 };
   }
 };
-
-async function sleep(ms: number, signal: AbortSignal): Promise<void> {
-  const { promise, resolve } = Promise.withResolvers<void>();
-  const timer = setTimeout(resolve, ms);
-  signal.addEventListener("abort", () => resolve(), { once: true });
-  await promise;
-  clearTimeout(timer);
-}
 
 await using _logging = values.log ? await startLogging() : undefined;
 const ending = Promise.withResolvers<void>();
@@ -66,6 +68,7 @@ process.once("SIGTERM", () => ending.resolve());
     runtime: () => new ScriptedRuntime({ script, slots: Number(values.slots) }),
     drainMs: Number(values.drain),
     leaseMs: Number(values.lease),
+    webhookAllow: values["webhook-allow"],
   });
   console.log(JSON.stringify({ url: gateway.url, port: gateway.port, pid: process.pid }));
   await ending.promise;
