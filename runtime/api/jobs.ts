@@ -53,13 +53,18 @@ const jobFields = {
   webhook: Webhook.optional(),
 };
 
+// Made up from the schema, an example would name workers and webhooks that are not there.
+const EXAMPLE = { worker: { image: "base", command: ["sh", "-c", "echo $FLURRY_TASK_INDEX"] } };
+
 /** `POST /v1/jobs` as JSON. */
-export const JobSubmit = z.strictObject({ ...jobFields, tasks: Tasks }).meta({ id: "JobSubmit" });
+export const JobSubmit = z
+  .strictObject({ ...jobFields, tasks: Tasks })
+  .meta({ id: "JobSubmit", example: { ...EXAMPLE, tasks: { count: 4 } } });
 export type JobSubmit = z.infer<typeof JobSubmit>;
 export type JobSubmitInput = z.input<typeof JobSubmit>;
 
 /** First line of `POST /v1/jobs` as NDJSON; each line after it is the input of one task. */
-export const JobHead = z.strictObject(jobFields).meta({ id: "JobHead" });
+export const JobHead = z.strictObject(jobFields).meta({ id: "JobHead", example: EXAMPLE });
 export type JobHead = z.infer<typeof JobHead>;
 export type JobHeadInput = z.input<typeof JobHead>;
 

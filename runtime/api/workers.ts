@@ -70,7 +70,10 @@ export const WorkerSpec = z
     timeoutMs: z.int().min(1).max(86_400_000).optional().meta({ description: "Longest time of one attempt" }),
     retry: Retry.prefault({}),
   })
-  .meta({ id: "WorkerSpec" });
+  .meta({
+    id: "WorkerSpec",
+    example: { image: "base", command: ["sh", "-c", "echo $FLURRY_TASK_INDEX"], timeoutMs: 60_000 },
+  });
 export type WorkerSpec = z.infer<typeof WorkerSpec>;
 export type WorkerSpecInput = z.input<typeof WorkerSpec>;
 
