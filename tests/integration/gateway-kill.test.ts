@@ -1,18 +1,17 @@
 import { expect, test } from "bun:test";
 import { join } from "node:path";
 import { setTimeout as wait } from "node:timers/promises";
-import { fileURLToPath } from "node:url";
 import { openStore } from "../../runtime/store/open.ts";
 import { rejection } from "../support/agent-peer.ts";
 import { Dice } from "../support/dice.ts";
 import { Campaign, type CampaignJob } from "../support/gateway-campaign.ts";
 import { checkCampaign, checkDeliveries } from "../support/gateway-campaign-checks.ts";
-import { GatewayLives, type GatewayProcess } from "../support/gateway-lives.ts";
+import { GatewayLives, scriptedGateway } from "../support/gateway-lives.ts";
 import { eventually } from "../support/gateway-sandbox.ts";
 import { Receiver, status } from "../support/gateway-webhooks.ts";
 import { inputOf } from "../support/gateway-work.ts";
 import { leftoversOf } from "../support/store-leftovers.ts";
-import { Script, temporaryDirectory } from "../support/vm.ts";
+import { temporaryDirectory } from "../support/vm.ts";
 
 const SEED = 20_260_917;
 const KILLS = 60;
@@ -23,21 +22,6 @@ const START_MS = 300;
 
 /** A bound, no expectation. */
 const MOST_MS = 200_000;
-
-const program = fileURLToPath(new URL("../support/gateway-process.ts", import.meta.url));
-
-/** A gateway whose tasks need no VMs. */
-function scriptedGateway(dir: string): GatewayProcess {
-  const script = new Script(program, ["--data", dir, "--slots", "16", "--webhook-allow", "127.0.0.1"]);
-  return {
-    pid: script.pid,
-    ready: script.line().then((line) => JSON.parse(line).url),
-    end: async (signal) => {
-      await script.kill(signal);
-      return await script.exited;
-    },
-  };
-}
 
 /** Jobs of all sizes and fates, each with a key of its own. */
 class Jobs {

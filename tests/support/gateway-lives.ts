@@ -1,4 +1,9 @@
+import { fileURLToPath } from "node:url";
 import { FlurryClient } from "../../runtime/client/mod.ts";
+import type { CliSandbox } from "./cli.ts";
+import { Script } from "./vm.ts";
+
+const program = fileURLToPath(new URL("gateway-process.ts", import.meta.url));
 
 /** A gateway in a process of its own. */
 export interface GatewayProcess {
@@ -7,6 +12,36 @@ export interface GatewayProcess {
   ready: Promise<string>;
   /** Sends a signal and waits for the end. */
   end(signal: "SIGKILL" | "SIGTERM"): Promise<{ code: number | null; stderr: string }>;
+}
+
+/** `./flurry serve`, for two VMs at a time. */
+export function cliGateway(sandbox: CliSandbox, dir: string): GatewayProcess {
+  const run = sandbox.start([
+    ...["serve", "--listen", "127.0.0.1:0", "--data", dir, "--children", "2", "--json"],
+    ...["--webhook-allow", "127.0.0.1", "--log-level", "error"],
+  ]);
+  return {
+    pid: run.pid,
+    ready: run.until(/"event":"ready","url":"([^"]+)"/).then(([, url]) => url!),
+    end: async (signal) => {
+      run.kill(signal);
+      const { status, stderr } = await run.ended;
+      return { code: status, stderr };
+    },
+  };
+}
+
+/** One whose tasks need no VMs. */
+export function scriptedGateway(dir: string): GatewayProcess {
+  const script = new Script(program, ["--data", dir, "--slots", "16", "--webhook-allow", "127.0.0.1"]);
+  return {
+    pid: script.pid,
+    ready: script.line().then((line) => JSON.parse(line).url),
+    end: async (signal) => {
+      await script.kill(signal);
+      return await script.exited;
+    },
+  };
 }
 
 /** Gateways that follow each other on one data directory, with a client that finds the one that lives. */
