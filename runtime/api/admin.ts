@@ -1,5 +1,5 @@
 import { z } from "zod";
-import { hasNoNul, Name, pageOf, Time } from "./common.ts";
+import { Name, pageOf, Time, textOf } from "./common.ts";
 import { JobId, WebhookEvent } from "./jobs.ts";
 
 /** `submit`: change jobs, workers; `read`: see them; `admin`: everything, keys, secrets and hosts too. */
@@ -18,7 +18,7 @@ export type KeyLimits = z.infer<typeof KeyLimits>;
 
 export const KeyCreate = z
   .strictObject({
-    name: z.string().min(1).max(100),
+    name: textOf(1, 100),
     scopes: z.array(Scope).min(1),
     limits: KeyLimits.prefault({}),
   })
@@ -35,9 +35,7 @@ export const KeyCreated = Key.extend({
 }).meta({ id: "KeyCreated" });
 export const KeyPage = pageOf(Key).meta({ id: "KeyPage" });
 
-export const SecretPut = z
-  .strictObject({ value: z.string().min(1).max(65_536).refine(hasNoNul, "holds a NUL") })
-  .meta({ id: "SecretPut" });
+export const SecretPut = z.strictObject({ value: textOf(1, 65_536) }).meta({ id: "SecretPut" });
 export const Secret = z.object({ name: Name, createdAt: Time }).meta({ id: "Secret" });
 export type Secret = z.infer<typeof Secret>;
 export const SecretPage = pageOf(Secret).meta({ id: "SecretPage" });

@@ -7,6 +7,9 @@ export const MAX_INPUT_BYTES = 64 * 1024;
 /** Most bytes of all files of a worker, decoded. */
 export const MAX_FILE_BYTES = 16 * 1024 * 1024;
 
+/** As a pattern, so that OpenAPI tells it. */
+export const NO_NUL = /^[^\0]*$/;
+
 /** A name that people give: of a worker or a secret. */
 export const Name = z
   .string()
@@ -18,10 +21,7 @@ export const Time = z.iso.datetime().meta({ example: "2026-01-31T12:00:00.000Z" 
 
 /** Names and values of environment variables. */
 export const Environment = z
-  .record(
-    z.string().regex(/^[A-Za-z_][A-Za-z0-9_]{0,127}$/),
-    z.string().max(32_768).refine(hasNoNul, "holds a NUL"),
-  )
+  .record(z.string().regex(/^[A-Za-z_][A-Za-z0-9_]{0,127}$/), textOf(0, 32_768))
   .refine((env) => Object.keys(env).length <= 256, "has more than 256 variables");
 
 /** A page of a list. */
@@ -73,6 +73,7 @@ export function pageOf<T extends z.ZodType>(items: T) {
   return z.object({ items: z.array(items), next: z.string().optional() });
 }
 
-export function hasNoNul(text: string): boolean {
-  return !text.includes("\0");
+/** Text of so many characters without a NUL: not all that stores it, or gets it as an argument, can hold one. */
+export function textOf(least: number, most: number) {
+  return z.string().min(least).max(most).regex(NO_NUL, "holds a NUL");
 }

@@ -1,5 +1,5 @@
 import { z } from "zod";
-import { Environment, Failure, MAX_TASKS, Name, pageOf, Time } from "./common.ts";
+import { Environment, Failure, MAX_TASKS, Name, NO_NUL, pageOf, Time, textOf } from "./common.ts";
 import { Retry, WorkerSpec } from "./workers.ts";
 
 export const JobId = z
@@ -19,13 +19,19 @@ export type WebhookEvent = z.infer<typeof WebhookEvent>;
 
 export const Webhook = z
   .strictObject({
-    url: z.url({ protocol: /^https?$/ }).max(2000),
-    secret: z.string().min(16).max(200).optional().meta({
+    url: z
+      .url({ protocol: /^https?$/ })
+      .max(2000)
+      .regex(NO_NUL, "holds a NUL"),
+    secret: textOf(16, 200).optional().meta({
       description: "Key of the signature (Standard Webhooks, HMAC-SHA256). Never shown again",
     }),
     events: z.array(WebhookEvent).min(1).default(["job.succeeded", "job.failed", "job.canceled"]),
   })
   .meta({ id: "Webhook" });
+
+/** A word that jobs are found by. */
+export const Tag = textOf(1, 100);
 
 const Count = z.int().min(1).max(MAX_TASKS);
 const Inputs = z.array(z.unknown()).min(1).max(100_000);
@@ -39,7 +45,7 @@ const jobFields = {
   worker: z
     .union([z.string().regex(/^[a-z0-9][a-z0-9-]{0,62}(@[1-9][0-9]{0,8})?$/), WorkerSpec])
     .meta({ description: "A deployed worker, as `name` or `name@version`, or one that is described here" }),
-  name: z.string().min(1).max(200).optional().meta({ description: "For people; need not be unique" }),
+  name: textOf(1, 200).optional().meta({ description: "For people; need not be unique" }),
   priority: z.int().min(0).max(9).default(5).meta({ description: "9 comes first; lower ones still move on" }),
   retry: Retry.optional().meta({ description: "In place of the worker's" }),
   timeoutMs: z
@@ -49,7 +55,7 @@ const jobFields = {
     .optional()
     .meta({ description: "Of one attempt, in place of the worker's" }),
   env: Environment.default({}).meta({ description: "Added to the worker's" }),
-  tags: z.array(z.string().min(1).max(100)).max(32).default([]),
+  tags: z.array(Tag).max(32).default([]),
   webhook: Webhook.optional(),
 };
 
@@ -165,6 +171,10 @@ export const TaskResult = z
     stdout: z.string().meta({ description: "The first 64 KiB that it printed; the logs have the rest" }),
     stdoutTruncated: z.boolean(),
     artifacts: z.int().meta({ description: "Number of files" }),
+    ended: z.int().meta({
+      description:
+        "Its place among the tasks of the job that have ended, from 1. It only grows: a task that is tried again gets a new one",
+    }),
     startedAt: Time.optional(),
     endedAt: Time,
   })

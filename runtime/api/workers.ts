@@ -1,5 +1,5 @@
 import { z } from "zod";
-import { Environment, Failure, hasNoNul, MAX_FILE_BYTES, Name, pageOf, Time } from "./common.ts";
+import { Environment, Failure, MAX_FILE_BYTES, Name, pageOf, Time, textOf } from "./common.ts";
 
 /** When and how often a failed task is tried again. */
 export const Retry = z
@@ -18,14 +18,10 @@ export const Retry = z
 export type Retry = z.infer<typeof Retry>;
 
 /** An absolute path in the guest without `.` and `..`. */
-export const GuestPath = z
-  .string()
-  .max(1024)
-  .refine(hasNoNul, "holds a NUL")
-  .refine(
-    (path) => /^(\/[^/]+)+$/.test(path) && !/\/\.{1,2}(\/|$)/.test(path),
-    "must be absolute, without . and ..",
-  );
+export const GuestPath = textOf(0, 1024).refine(
+  (path) => /^(\/[^/]+)+$/.test(path) && !/\/\.{1,2}(\/|$)/.test(path),
+  "must be absolute, without . and ..",
+);
 
 /** A file that lies in the VM before the worker's warm-up. */
 export const GuestFile = z
@@ -39,7 +35,7 @@ export const GuestFile = z
   .meta({ id: "GuestFile" });
 export type GuestFile = z.infer<typeof GuestFile>;
 
-const Argv = z.array(z.string().max(131_072).refine(hasNoNul, "holds a NUL")).min(1).max(4096);
+const Argv = z.array(textOf(0, 131_072)).min(1).max(4096);
 
 /** What runs a job's tasks: a command in an image, with its options. */
 export const WorkerSpec = z

@@ -96,25 +96,18 @@ export async function* resultsOf(
 ): AsyncGenerator<TaskResult, void, undefined> {
   const { tasks } = await transport.json(jobPath(id), Job, { signal });
   let passed = 0;
-  let next = 0;
+  let from = 0;
+  let after = 0;
   yield* follow<TaskResult>({
     async *open() {
-      const query = { order, follow: wait, ...(order === "index" && { from: next }) };
+      const query = { order, follow: wait, ...(order === "index" ? { from } : { after }) };
       const response = await transport.send(jobPath(id, "/results"), { query, signal });
-      let skip = order === "index" ? 0 : passed;
-      for await (const result of lines(
-        TaskResult,
-        "result",
-        transport.body(response, { signal, live: wait }),
-      )) {
-        // A result does not tell its place among those that ended, but their order stays.
-        if (skip > 0) skip -= 1;
-        else yield result;
-      }
+      yield* lines(TaskResult, "result", transport.body(response, { signal, live: wait }));
     },
-    passed({ index }) {
+    passed({ index, ended }) {
       passed += 1;
-      next = index + 1;
+      from = index + 1;
+      after = ended;
     },
     complete: () => !wait || passed >= tasks.total,
     signal: transport.signalOf(signal),

@@ -55,14 +55,26 @@ const streamResults = createRoute({
   middleware: requireScope("read"),
   request: {
     params: JobPath,
-    query: z.object({
-      order: z
-        .enum(["index", "completion"])
-        .default("index")
-        .meta({ description: "As submitted, up to the first task that has not ended; or as they ended" }),
-      from: TaskIndex.default(0).meta({ description: "With order=index: only tasks from this index on" }),
-      follow: Follow,
-    }),
+    query: z
+      .object({
+        order: z
+          .enum(["index", "completion"])
+          .default("index")
+          .meta({ description: "As submitted, up to the first task that has not ended; or as they ended" }),
+        from: TaskIndex.optional().meta({ description: "With order=index: only tasks from this index on" }),
+        after: Id.optional().meta({
+          description: "With order=completion: only tasks that ended after the one with this `ended`",
+        }),
+        follow: Follow,
+      })
+      .refine(({ order, from }) => order === "index" || from === undefined, {
+        path: ["from"],
+        message: "is for order=index; with order=completion a list goes on by after",
+      })
+      .refine(({ order, after }) => order === "completion" || after === undefined, {
+        path: ["after"],
+        message: "is for order=completion; with order=index a list goes on by from",
+      }),
   },
   responses: {
     200: streamResponse("Results", { "application/x-ndjson": TaskResult }),
@@ -112,9 +124,9 @@ export function jobStreamRoutes(context: GatewayContext): OpenAPIHono<GatewayEnv
 
   app.openapi(streamResults, async (c) => {
     const { job } = await ownJob(context, c, c.req.valid("param").id);
-    const { order, from, follow } = c.req.valid("query");
-    const after = order === "index" ? from : undefined;
-    const pieces = resultStream(context, job.id, { order, after, follow: follow === "true" });
+    const { order, from, after, follow } = c.req.valid("query");
+    const first = order === "index" ? from : after;
+    const pieces = resultStream(context, job.id, { order, after: first, follow: follow === "true" });
     return streamed(context, c, "application/x-ndjson", pieces);
   });
 

@@ -1,6 +1,6 @@
 import { createRoute, OpenAPIHono, z } from "@hono/zod-openapi";
 import { FlurryError } from "../../errors/errors.ts";
-import { Job, JobId, JobPage, JobState, PageQuery, Task, TaskPage, TaskState } from "../api/mod.ts";
+import { Job, JobId, JobPage, JobState, PageQuery, Tag, Task, TaskPage, TaskState } from "../api/mod.ts";
 import { requireScope } from "./auth.ts";
 import type { GatewayContext, GatewayEnv } from "./context.ts";
 import { jsonResponse, problems } from "./openapi.ts";
@@ -29,7 +29,7 @@ const listJobs = createRoute({
   request: {
     query: PageQuery.extend({
       state: JobState.optional().meta({ description: "Only jobs in this state" }),
-      tag: z.string().min(1).max(100).optional().meta({ description: "Only jobs with this tag" }),
+      tag: Tag.optional().meta({ description: "Only jobs with this tag" }),
     }),
   },
   responses: { 200: jsonResponse("A page of jobs", JobPage), ...problems() },

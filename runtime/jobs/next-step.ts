@@ -67,7 +67,9 @@ export function nextStep(
 
 /** An error as people see it. */
 export function failureOf(error: unknown): Failure {
-  const { code, message, hint } = describeError(error);
+  const { code, message: text, hint } = describeError(error);
+  // A guest has a say in it, and no text that is stored may hold a NUL.
+  const message = text.replaceAll("\0", "\ufffd");
   return hint === undefined ? { code, message } : { code, message, hint };
 }
 

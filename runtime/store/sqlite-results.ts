@@ -123,6 +123,7 @@ function resultOf(row: ResultRow): TaskResult {
     stdout: Buffer.from(row.stdout ?? []).toString("utf8"),
     stdoutTruncated: row.stdout_truncated === 1,
     artifacts: row.artifacts,
+    ended: row.ended ?? 0,
     startedAt: optionalTime(row.started_at),
     endedAt: timeOf(row.ended_at ?? row.changed_at),
   });

@@ -55,6 +55,33 @@ describe("POST /v1/jobs", () => {
     expect((await gateway.json<Page<Job>>("/v1/jobs")).items).toEqual([]);
   });
 
+  test("refuses a NUL in any text that it would keep, and OpenAPI tells so", async () => {
+    await using gateway = await GatewaySandbox.open();
+    const url = "https://example.com/";
+    const bad: [path: string, json: object, at: string][] = [
+      ["/v1/jobs", jobOf(1, { name: "a\0b" }), "name"],
+      ["/v1/jobs", jobOf(1, { tags: ["a", "\0"] }), "tags.1"],
+      ["/v1/jobs", jobOf(1, { env: { A: "\0" } }), "env.A"],
+      ["/v1/jobs", jobOf(1, { webhook: { url: `${url}\0` } }), "webhook.url"],
+      ["/v1/jobs", jobOf(1, { webhook: { url, secret: "0123456789abcdef\0" } }), "webhook.secret"],
+      ["/v1/jobs", jobOf(1, { worker: { image: "base", command: ["a", "\0"] } }), "worker.command.1"],
+      ["/v1/jobs", jobOf(1, { worker: { image: "base", command: ["a"], cwd: "/\0" } }), "worker.cwd"],
+      ["/v1/keys", { name: "a\0", scopes: ["admin"] }, "name"],
+    ];
+    for (const [path, json, at] of bad) {
+      const problem = await gateway.problem(path, { method: "POST", json });
+      expect(problem).toMatchObject({ status: 400, code: "BAD_ARGUMENT" });
+      expect(JSON.stringify([at, problem.errors])).toContain(`${at}"`);
+    }
+    expect(await gateway.problem("/v1/jobs?tag=a%00b")).toMatchObject({ status: 400 });
+    const document = await gateway.json<{ components: { schemas: Record<string, unknown> } }>(
+      "/openapi.json",
+    );
+    expect(document.components.schemas.KeyCreate).toMatchObject({
+      properties: { name: { pattern: "^[^\\0]*$" } },
+    });
+  });
+
   test("refuses other media types, encodings and bodies that are too large", async () => {
     await using gateway = await GatewaySandbox.open({ limits: { bodyBytes: 10_000, streamBytes: 20_000 } });
     const post = (body: BodyInit, headers: Record<string, string>) =>

@@ -178,10 +178,13 @@ describe("GET /v1/jobs/{id}/results", () => {
     await gateway.finish(claims[0]!, { exitCode: 0 });
     expect(await indexes("")).toEqual([0]);
     expect(await indexes("?order=completion")).toEqual([2, 0]);
+    expect(await indexes("?order=completion&after=1")).toEqual([0]);
+    expect(await indexes("?order=completion&after=2")).toEqual([]);
     await gateway.finish(claims[1]!);
     expect(await indexes("?order=index")).toEqual([0, 1, 2]);
     expect(await indexes("?from=2")).toEqual([2]);
-    for (const query of ["order=name", "follow=1", "from=-1", "from=x"]) {
+    const mixed = ["after=1", "order=completion&from=1"];
+    for (const query of ["order=name", "follow=1", "from=-1", "from=x", ...mixed]) {
       expect(await gateway.problem(`/v1/jobs/${id}/results?${query}`)).toMatchObject({ status: 400 });
     }
   });

@@ -205,6 +205,14 @@ describe("nextStep()", () => {
     });
   });
 
+  test("takes NULs out of what a guest has said", () => {
+    const error = new FlurryError("TASK_FAILED", "No file a\0b");
+    expect(nextStep(once, { error, stage: "run", left }, highest)).toMatchObject({
+      reason: "No file a\ufffdb",
+      result: { error: { message: "No file a\ufffdb" } },
+    });
+  });
+
   test("keeps the result of a command that ended before the cancellation reached it", () => {
     const stop = { why: "canceled", reason: "Canceled by ci" } as const;
     expect(nextStep(once, { exit: { exitCode: 0 }, left, stop }, highest)).toMatchObject({
