@@ -30,6 +30,7 @@ export class GatewayMetrics implements DispatchObserver {
   readonly #streams: Gauge<"kind">;
   readonly #tasks: Counter<"outcome">;
   readonly #attempts: Counter<"outcome" | "code">;
+  readonly #waitSeconds: Histogram;
   readonly #attemptSeconds: Histogram<"outcome">;
   readonly #forkSeconds: Histogram;
   readonly #identifySeconds: Histogram;
@@ -84,6 +85,12 @@ export class GatewayMetrics implements DispatchObserver {
       buckets: LONG,
       registers,
     });
+    this.#waitSeconds = histogram(
+      "flurry_wait_seconds",
+      "From the queueing of a task to its claim; not of tasks that a failure has delayed",
+      LONG,
+      registers,
+    );
     this.#forkSeconds = histogram(
       "flurry_fork_seconds",
       "From a fork to its running child",
@@ -145,6 +152,10 @@ export class GatewayMetrics implements DispatchObserver {
         open = false;
       },
     };
+  }
+
+  claimed({ waitedMs }: { waitedMs?: number | undefined }): void {
+    if (waitedMs !== undefined) this.#waitSeconds.observe(waitedMs / 1000);
   }
 
   childStarted({ runningMs, identifyMs }: { runningMs: number; identifyMs: number }): void {

@@ -1,7 +1,7 @@
 import { getLogger } from "@logtape/logtape";
 import type { SetAside, WorkerSpec } from "../api/mod.ts";
 import type { Clock } from "../clock.ts";
-import { blobPrefix } from "./attempt-runner.ts";
+import { AbandonedAttempts } from "./abandoned.ts";
 import { CancelWatch } from "./cancel-watch.ts";
 import { ClaimLoop } from "./claim-loop.ts";
 import { HostRecord } from "./host-record.ts";
@@ -59,6 +59,7 @@ export class Dispatcher implements AsyncDisposable {
   readonly #record: HostRecord;
   readonly #warmUps: WarmUps;
   readonly #cancels: CancelWatch;
+  readonly #abandoned: AbandonedAttempts;
   readonly #host: AttemptHost;
   readonly #claims: ClaimLoop;
   #ending = false;
@@ -106,6 +107,7 @@ export class Dispatcher implements AsyncDisposable {
       onBeat: () => this.#recorder.worked(),
     });
     this.#warmUps = new WarmUps(runtime);
+    this.#abandoned = new AbandonedAttempts(store);
     this.#cancels = new CancelWatch({
       jobs: store.jobs,
       after,
@@ -139,11 +141,8 @@ export class Dispatcher implements AsyncDisposable {
    * @throws whatever the store throws
    */
   async start(): Promise<void> {
-    const { queue, blobs } = this.#options.store;
     await this.#record.start();
-    const abandoned = await queue.abandoned();
-    for (const attempt of abandoned) await blobs.removeAll(blobPrefix(attempt));
-    if (abandoned.length > 0) await queue.cleared(abandoned.map(({ token }) => token));
+    await this.#abandoned.sweep();
     this.#claims.start();
   }
 
@@ -196,6 +195,7 @@ export class Dispatcher implements AsyncDisposable {
       this.#warmUps[Symbol.asyncDispose](),
       this.#keeper[Symbol.asyncDispose](),
       this.#record[Symbol.asyncDispose](),
+      this.#abandoned[Symbol.asyncDispose](),
     ]);
   }
 
@@ -209,7 +209,7 @@ export class Dispatcher implements AsyncDisposable {
   /** Begins an attempt. Whether more of its family may be claimed now. */
   async #begin(claim: Claim, { priority }: Lane, slot: Disposable): Promise<boolean> {
     const { queue } = this.#options.store;
-    const { family, owner, token } = claim;
+    const { family, owner, token, waitedMs } = claim;
     const isReady = this.#options.runtime.readiness(family).state === "ready";
     // It gets another one when its parent is ready.
     if (!isReady) slot[Symbol.dispose]();
@@ -218,7 +218,7 @@ export class Dispatcher implements AsyncDisposable {
       await queue.finish(token, { state: "queued", reason, delayMs: 0 });
       return false;
     }
-    this.#tell((observer) => observer.claimed?.({ family, priority }));
+    this.#tell((observer) => observer.claimed?.({ family, priority, waitedMs }));
     const trial = this.#asides.begin(family, labelOf(claim));
     const attempt = new LiveAttempt(this.#host, claim, trial, isReady ? slot : undefined);
     this.#owners.begin(owner);

@@ -119,9 +119,22 @@ export class Jobs implements AsyncDisposable {
     return this.#store.jobs.cancel(id, reason);
   }
 
-  /** See JobStore.retry. @throws FlurryError JOB_NOT_FOUND, TASK_NOT_FOUND, JOB_ACTIVE, BAD_ARGUMENT */
-  retry(id: string, index?: number): Promise<StoredJob> {
-    return this.#store.jobs.retry(id, index);
+  /**
+   * See JobStore.retry. The tasks count as submitted ones do, to the key that submitted the job.
+   *
+   * @throws FlurryError JOB_NOT_FOUND, TASK_NOT_FOUND, JOB_ACTIVE, BAD_ARGUMENT; LIMIT_REACHED and QUEUE_FULL
+   * with `retryAfterSeconds`
+   */
+  async retry(id: string, index?: number): Promise<StoredJob> {
+    const { jobs, keys } = this.#store;
+    const stored = await jobs.get(id);
+    const tasks = stored && isOver(stored) ? retriable(stored, index) : 0;
+    // What cannot be retried at all is refused for that, whatever the limits are.
+    if (!stored || tasks === 0) return jobs.retry(id, index);
+    const limits = (await keys.find(stored.owner))?.limits ?? {};
+    using incoming = await this.#intake.enter(stored.owner, limits);
+    await incoming.add(tasks);
+    return await jobs.retry(id, index);
   }
 
   /**
@@ -171,6 +184,16 @@ export class Jobs implements AsyncDisposable {
       logger.warn("Cannot remove what is left of removed jobs: {error}", { error });
     }
   }
+}
+
+function isOver({ job }: StoredJob): boolean {
+  return job.state === "succeeded" || job.state === "failed" || job.state === "canceled";
+}
+
+/** Tasks that a retry queues again. */
+function retriable({ job: { tasks } }: StoredJob, index: number | undefined): number {
+  const all = tasks.failed + tasks.canceled;
+  return index === undefined ? all : Math.min(1, all);
 }
 
 function newJob(head: JobHead, { spec, worker, family }: Resolved, submission: Submission): NewJob {

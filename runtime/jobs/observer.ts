@@ -2,8 +2,8 @@ import type { SetAside } from "../api/mod.ts";
 
 /** What the dispatcher tells those who count. Nothing that is thrown here reaches a task. */
 export interface DispatchObserver {
-  /** A task was claimed; `waitedMs` since it was ready, as far as this process knows. */
-  claimed?(event: { family: string; priority: number }): void;
+  /** A task was claimed, `waitedMs` after it was queued: see Claim. */
+  claimed?(event: { family: string; priority: number; waitedMs?: number | undefined }): void;
   /** A child runs and has proven who it is. */
   childStarted?(event: { family: string; runningMs: number; identifyMs: number }): void;
   attemptEnded?(event: {

@@ -104,7 +104,7 @@ export interface JobQuery {
 export interface ResultQuery {
   /** index: as submitted, up to the first that has not ended; completion: as they ended. */
   order: "index" | "completion";
-  /** `next` of the page before. @default from the first */
+  /** index: the first one's; completion: `ended` of the last one before. Or `next` of the page before. @default from the first */
   after?: number | undefined;
   limit: number;
 }
@@ -181,6 +181,11 @@ export interface Claim {
   attempt: number;
   /** How often the infrastructure has failed this task. */
   infrastructureFailures: number;
+  /**
+   * Milliseconds since the task was queued, by the wall clock; absent when it waited for its turn to be tried
+   * again before it waited to be taken.
+   */
+  waitedMs?: number | undefined;
   owner: string;
   family: string;
   worker?: { name: string; version: number } | undefined;
@@ -233,10 +238,15 @@ export interface Queue {
   finish(token: string, end: AttemptEnd): Promise<"recorded" | "stale">;
   /** Queues tasks again whose lease has run out. Returns their tokens. */
   expire(): Promise<string[]>;
-  /** Attempts whose leases were void when the store was opened: their blobs may still be there. */
+  /**
+   * Attempts whose blobs may still be there and are nobody's, at most so many at a time: their leases were void
+   * when the store was opened, or their tasks are tried again after a retry of the job.
+   */
   abandoned(): Promise<{ job: string; index: number; token: string }[]>;
   /** Nothing is left of these attempts: `abandoned` names them no longer. */
   cleared(tokens: readonly string[]): Promise<void>;
+  /** Calls back when `abandoned` names more. */
+  onAbandoned(listener: () => void): Disposable;
   /** Milliseconds until a waiting task is ready or a lease runs out; undefined if neither will. */
   nextMs(): Promise<number | undefined>;
   /** Calls back when a task may have become ready. */

@@ -11,8 +11,13 @@ interface EndingTask {
   vm: string | null;
 }
 
-/** Ends the running attempt of a task: its row, its job's counters, and the event. */
-export function endAttempt(ledger: Ledger, job: JobChange, taskId: number, end: AttemptEnd): void {
+/** Ends the running attempt of a task that has this token: its row, its job's counters, and the event. */
+export function endAttempt(
+  ledger: Ledger,
+  job: JobChange,
+  { task: taskId, token }: { task: number; token: string },
+  end: AttemptEnd,
+): void {
   const task = ledger.database.get<EndingTask>(
     "SELECT id, state, attempt, vm FROM tasks WHERE id = ?",
     taskId,
@@ -24,7 +29,7 @@ export function endAttempt(ledger: Ledger, job: JobChange, taskId: number, end: 
   switch (end.state) {
     case "succeeded":
     case "failed":
-      endWithResult(ledger, job, task, end);
+      endWithResult(ledger, job, { ...task, token }, end);
       break;
     case "canceled":
       endCanceled(ledger, job, task, end.reason);
@@ -53,7 +58,7 @@ export function endCanceled(ledger: Ledger, job: JobChange, task: EndingTask, re
 function endWithResult(
   ledger: Ledger,
   job: JobChange,
-  task: EndingTask,
+  task: EndingTask & { token: string },
   end: { state: "succeeded" | "failed"; reason: string; result: AttemptResult },
 ): void {
   const { database } = ledger;
@@ -61,9 +66,10 @@ function endWithResult(
   job.row.ends += 1;
   database.run(
     `UPDATE tasks SET state = ?, reason = ?, ended = ?, changed_at = ?, ended_at = ?, exit_code = ?, signal = ?,
-      error = ?, stdout_truncated = ?, artifacts = ? WHERE id = ?`,
+      error = ?, stdout_truncated = ?, artifacts = ?, token = ? WHERE id = ?`,
     ...[end.state, end.reason, job.row.ends, job.now, job.now, result.exitCode, result.signal],
-    ...[json(result.error), result.stdoutTruncated ? 1 : 0, result.artifacts.length, task.id],
+    ...[json(result.error), result.stdoutTruncated ? 1 : 0, result.artifacts.length],
+    ...[result.artifacts.length > 0 ? task.token : undefined, task.id],
   );
   if (result.stdout !== "") {
     database.run("INSERT INTO outputs (id, stdout) VALUES (?, ?)", task.id, Buffer.from(result.stdout));

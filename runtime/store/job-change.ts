@@ -76,6 +76,11 @@ export class JobChange {
     this.#notes.ready = true;
   }
 
+  /** There are blobs that are nobody's any more. */
+  leaveBlobs(): void {
+    this.#notes.abandoned = true;
+  }
+
   enter(state: JobState, reason: string): void {
     const { row } = this;
     this.#entered = true;

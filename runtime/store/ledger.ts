@@ -7,6 +7,7 @@ import type { Outbox } from "./outbox.ts";
 export class Notes {
   readonly jobs = new Set<string>();
   ready = false;
+  abandoned = false;
   deliveries = false;
 }
 
@@ -17,6 +18,7 @@ export class Ledger {
   readonly outbox: Outbox;
   readonly changed = new Listeners<[id: string]>();
   readonly ready = new Listeners();
+  readonly abandoned = new Listeners();
   readonly #offset: number;
 
   constructor(database: Database, clock: Clock, outbox: Outbox) {
@@ -45,6 +47,7 @@ export class Ledger {
     }, options);
     for (const id of notes.jobs) this.changed.emit(id);
     if (notes.ready) this.ready.emit();
+    if (notes.abandoned) this.abandoned.emit();
     if (notes.deliveries) this.outbox.wake();
     return value;
   }

@@ -20,12 +20,12 @@ export function voidLeases(ledger: Ledger): void {
       LOST_EVENTS,
     );
     const leases = database.all<{ token: string; task: number }>("SELECT token, task FROM leases");
-    for (const { token, task } of leases) {
-      const job = JobChange.bySeq(ledger, notes, ofTask(task).seq);
-      endAttempt(ledger, job, task, { state: "queued", reason: "The gateway was restarted", delayMs: 0 });
+    for (const lease of leases) {
+      const job = JobChange.bySeq(ledger, notes, ofTask(lease.task).seq);
+      endAttempt(ledger, job, lease, { state: "queued", reason: "The gateway was restarted", delayMs: 0 });
       job.endIfDone();
       job.save();
-      database.run("INSERT INTO abandoned (token, task) VALUES (?, ?)", token, task);
+      database.run("INSERT INTO abandoned (token, task) VALUES (?, ?)", lease.token, lease.task);
     }
     database.run("DELETE FROM leases");
   });

@@ -106,7 +106,9 @@ export const jobsSchema = `
     signal TEXT,
     error TEXT,
     stdout_truncated INTEGER NOT NULL DEFAULT 0,
-    artifacts INTEGER NOT NULL DEFAULT 0
+    artifacts INTEGER NOT NULL DEFAULT 0,
+    -- attempt that left the artifacts: its blobs are theirs
+    token TEXT
   ) STRICT;
   CREATE INDEX tasks_state ON tasks (job, state);
   CREATE INDEX tasks_ended ON tasks (job, ended) WHERE ended IS NOT NULL;
@@ -135,7 +137,8 @@ export const jobsSchema = `
     task INTEGER NOT NULL UNIQUE
   ) STRICT, WITHOUT ROWID;
 
-  -- Attempts whose lease was void when the store was opened.
+  -- Attempts whose blobs may still be there and are nobody's: their lease was void when the store was opened,
+  -- or their task was queued again.
   CREATE TABLE abandoned (
     token TEXT PRIMARY KEY,
     task INTEGER NOT NULL

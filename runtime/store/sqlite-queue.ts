@@ -10,6 +10,8 @@ import { type JobRow, ofTask, taskIds } from "./sqlite-job-rows.ts";
 const noLoss = { durable: false };
 /** Most waits that one look ends. */
 const PROMOTED = 1000;
+/** Most attempts that are named at once. */
+const ABANDONED = 1000;
 
 export class SqliteQueue implements Queue {
   readonly #ledger: Ledger;
@@ -93,7 +95,8 @@ export class SqliteQueue implements Queue {
 
   async abandoned(): Promise<{ job: string; index: number; token: string }[]> {
     const rows = this.#ledger.database.all<{ token: string; task: number; job: string }>(
-      "SELECT token, task, jobs.id AS job FROM abandoned JOIN jobs ON jobs.seq = abandoned.task >> 20",
+      "SELECT token, task, jobs.id AS job FROM abandoned JOIN jobs ON jobs.seq = abandoned.task >> 20 LIMIT ?",
+      ABANDONED,
     );
     return rows.map(({ token, task, job }) => ({ job, index: ofTask(task).index, token }));
   }
@@ -102,6 +105,10 @@ export class SqliteQueue implements Queue {
     await this.#ledger.database.write(() => {
       for (const token of tokens) this.#ledger.database.run("DELETE FROM abandoned WHERE token = ?", token);
     });
+  }
+
+  onAbandoned(listener: () => void): Disposable {
+    return this.#ledger.abandoned.add(listener);
   }
 
   async nextMs(): Promise<number | undefined> {
@@ -128,7 +135,7 @@ export class SqliteQueue implements Queue {
     if (!lease) return "stale";
     this.#ledger.database.run("DELETE FROM leases WHERE token = ?", token);
     const job = JobChange.bySeq(this.#ledger, notes, ofTask(lease.task).seq);
-    endAttempt(this.#ledger, job, lease.task, end);
+    endAttempt(this.#ledger, job, { ...lease, token }, end);
     job.endIfDone();
     job.save();
     return "recorded";
@@ -206,22 +213,25 @@ export class SqliteQueue implements Queue {
       ...this.#heads.get(row.seq),
       ...{ token, job: row.id, index, count: row.total, attempt, input },
       ...{ infrastructureFailures: task.failures, owner: row.owner, family: row.family },
+      ...(task.queuedAt === undefined ? {} : { waitedMs: Math.max(0, job.now - task.queuedAt) }),
     };
   }
 
   #takeWaiting(job: JobChange, reason: string): Taken | undefined {
     const { database } = this.#ledger;
-    const task = database.get<{ id: number; state: "queued" | "retrying" }>(
-      "SELECT id, state FROM tasks INDEXED BY tasks_ready WHERE job = ? AND ready_at = 0 ORDER BY id LIMIT 1",
+    const task = database.get<{ id: number; state: "queued" | "retrying"; changed_at: number }>(
+      "SELECT id, state, changed_at FROM tasks INDEXED BY tasks_ready WHERE job = ? AND ready_at = 0 ORDER BY id LIMIT 1",
       job.row.seq,
     );
     if (!task) return undefined;
     job.move(task.state, "running");
-    return database.get<Taken>(
+    const taken = database.get<Taken>(
       `UPDATE tasks SET state = 'running', reason = ?, attempt = attempt + 1, ready_at = NULL, changed_at = ?,
         started_at = ?, vm = NULL, error = NULL WHERE id = ? RETURNING id, attempt, failures`,
       ...[reason, job.now, job.now, task.id],
-    );
+    )!;
+    const delayed = task.state === "retrying" || taken.failures > 0;
+    return delayed ? taken : { ...taken, queuedAt: task.changed_at };
   }
 
   #takeFresh(job: JobChange, reason: string): Taken {
@@ -234,7 +244,7 @@ export class SqliteQueue implements Queue {
         VALUES (?, ?, 'running', ?, 1, ?, ?)`,
       ...[id, row.seq, reason, now, now],
     );
-    return { id, attempt: 1, failures: 0 };
+    return { id, attempt: 1, failures: 0, queuedAt: row.created_at };
   }
 }
 
@@ -242,4 +252,5 @@ interface Taken {
   id: number;
   attempt: number;
   failures: number;
+  queuedAt?: number;
 }

@@ -37,6 +37,8 @@ describe("GET /metrics", () => {
     expect(figures.get('flurry_tasks_total{outcome="failed"}')).toBe(1);
     expect(figures.get('flurry_attempts_total{outcome="retrying",code="TASK_FAILED"}')).toBe(1);
     expect(figures.get('flurry_attempts_total{outcome="retrying",code="TASK_TIMEOUT"}')).toBe(1);
+    // Tasks 1 and 2 were tried again after a failure: only their first claims say how long a task waits.
+    expect(figures.get("flurry_wait_seconds_count")).toBe(3);
     expect(figures.get("flurry_fork_seconds_count")).toBe(5);
     expect(figures.get("flurry_identify_seconds_count")).toBe(5);
     expect(figures.get("flurry_jobs_active")).toBe(0);

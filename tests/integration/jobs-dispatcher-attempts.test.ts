@@ -8,6 +8,7 @@ import type { DispatchObserver } from "../../runtime/jobs/observer.ts";
 import { ManualClock } from "../support/jobs-clock.ts";
 import { type Bench, blobFiles, openBench, resultsOf, settle } from "../support/jobs-setup.ts";
 import type { Script, ScriptedTask } from "../support/scripted-runtime.ts";
+import { temporaryDirectory } from "../support/vm.ts";
 
 const worker = { image: "base", command: ["true"] };
 
@@ -241,6 +242,57 @@ describe("Dispatcher", () => {
     expect(await new Response(content).text()).toBe("attempt 3");
     expect(blobFiles(bench, id)).toHaveLength(1);
     expect(blob).toMatch(new RegExp(`^${id}/0/0-[A-Za-z0-9]+/0$`));
+  });
+
+  test("removes the artifacts of a result when its task is tried again, however many there are", async () => {
+    const gate = { exitCode: 1 };
+    const script = async (task: ScriptedTask) => {
+      if (task.index % 500 === 0) await task.leave("out.txt", `ends with ${gate.exitCode}`);
+      return { exitCode: gate.exitCode };
+    };
+    await using bench = await openBench({ script });
+    // More than the store queues again in one step.
+    const id = await bench.submit({ count: 1501 });
+    await bench.ended(id);
+    expect(blobFiles(bench, id)).toHaveLength(4);
+    gate.exitCode = 0;
+    await bench.jobs.retry(id);
+    expect((await bench.ended(id)).job.state).toBe("succeeded");
+    while ((await bench.store.queue.abandoned()).length > 0) await settle();
+    expect(blobFiles(bench, id)).toHaveLength(4);
+    for (const task of [0, 500, 1000, 1500]) {
+      const { blob } = (await bench.store.jobs.artifact(id, task, "out.txt"))!;
+      expect(await new Response(await bench.store.blobs.get(blob)).text()).toBe("ends with 0");
+    }
+  });
+
+  test("removes them at the next start when the gateway ended before", async () => {
+    using directory = temporaryDirectory();
+    const dir = directory.path;
+    let id = "";
+    {
+      const script = async (task: ScriptedTask) => {
+        await task.leave("out.txt", "of a failure");
+        return { exitCode: 1 };
+      };
+      await using bench = await openBench({ dir, script });
+      id = await bench.submit({ count: 1 });
+      await bench.ended(id);
+    }
+    {
+      await using bench = await openBench({ dir, start: false });
+      const removeAll = bench.store.blobs.removeAll;
+      bench.store.blobs.removeAll = () => Promise.reject(new Error("Not now"));
+      await bench.jobs.retry(id);
+      await settle();
+      bench.store.blobs.removeAll = removeAll;
+      expect(blobFiles(bench, id)).toHaveLength(1);
+      expect(await bench.store.queue.abandoned()).toMatchObject([{ job: id, index: 0 }]);
+    }
+    await using bench = await openBench({ dir });
+    await bench.ended(id);
+    expect(blobFiles(bench, id)).toEqual([]);
+    expect(await bench.store.queue.abandoned()).toEqual([]);
   });
 
   test("removes the blobs and logs of a job that is removed", async () => {

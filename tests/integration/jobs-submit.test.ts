@@ -5,13 +5,17 @@ import { type Bench, openBench } from "../support/jobs-setup.ts";
 
 const spec = { image: "base", command: ["true"] };
 
-/** What a submission fails of. */
-async function refusal(bench: Bench, ...submission: Parameters<Bench["submit"]>) {
-  const { code, message, retryAfterSeconds } = (await rejection(bench.submit(...submission))) as Error & {
+/** What a submission, or something like it, fails of. */
+async function failureOf(work: Promise<unknown>) {
+  const { code, message, retryAfterSeconds } = (await rejection(work)) as Error & {
     code: string;
     retryAfterSeconds?: number;
   };
   return { code, message, retryAfterSeconds };
+}
+
+async function refusal(bench: Bench, ...submission: Parameters<Bench["submit"]>) {
+  return await failureOf(bench.submit(...submission));
 }
 
 /** Nothing of refused submissions is there. */
@@ -167,6 +171,34 @@ describe("submit()", () => {
     bench.runtime.script = () => ({ exitCode: 0 });
     await bench.ended(first);
     await bench.submit({ count: 1 }, {}, key);
+  });
+
+  test("holds a retry to the gateway's and to the key's limits, and tells first what cannot be retried", async () => {
+    const script = () => ({ exitCode: 1 });
+    await using bench = await openBench({ script, limits: { waitingTasks: 20 } });
+    const { id: owner } = await bench.store.keys.create({
+      ...{ id: "a", hash: "00", name: "a", scopes: ["submit"], limits: { activeJobs: 1, waitingTasks: 5 } },
+    });
+    const failed = await bench.submit({ count: 3 }, {}, { owner });
+    const large = await bench.submit({ count: 12 });
+    await Promise.all([bench.ended(failed), bench.ended(large)]);
+    bench.runtime.slots = 0;
+    const active = await bench.submit({ count: 1 }, {}, { owner });
+    const refused = (id: string, index?: number) => failureOf(bench.jobs.retry(id, index));
+    const retryAfterSeconds = expect.any(Number);
+    const full = { code: "LIMIT_REACHED", message: "This key has 1 of 1 active jobs", retryAfterSeconds };
+    expect(await refused(failed)).toEqual(full);
+    expect(await refused(failed, 2)).toEqual(full);
+    // Its own job is in no retry's way: what has not ended cannot be retried.
+    expect(await refused(active)).toMatchObject({ code: "JOB_ACTIVE" });
+    expect(await refused("job_none")).toMatchObject({ code: "JOB_NOT_FOUND" });
+    await bench.jobs.cancel(active, "enough");
+    const many = await bench.submit({ count: 10 }, {}, { owner: "b" });
+    const message = "The gateway would have 22 waiting tasks; it takes 20";
+    expect(await refused(large)).toEqual({ code: "QUEUE_FULL", message, retryAfterSeconds });
+    expect((await bench.jobs.retry(large, 0)).job.tasks).toMatchObject({ queued: 1, failed: 11 });
+    await bench.jobs.cancel(many, "enough");
+    expect((await bench.jobs.retry(failed)).job.tasks).toMatchObject({ queued: 3, failed: 0 });
   });
 
   test("answers a repetition with the same job, also when no more are let in", async () => {

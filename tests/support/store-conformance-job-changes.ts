@@ -103,8 +103,21 @@ export function jobChangesConformance(name: string, open: OpenJobs): void {
       await runAll(under.port, ({ index }) =>
         index === 1 ? SUCCEEDED : { state: "canceled", reason: "asked" },
       );
-      const seen = (await jobs.results(submitted.id, { order: "completion", limit: 9 })).next;
+      const before = await jobs.results(submitted.id, { order: "completion", limit: 9 });
+      expect(before.items.map(({ index, ended }) => [index, ended])).toEqual([
+        [0, 1],
+        [1, 2],
+        [2, 3],
+      ]);
+      const seen = before.next;
+      let told = 0;
+      using _listener = queue.onAbandoned(() => {
+        told += 1;
+      });
       const again = await jobs.retry(submitted.id);
+      // Blobs are nobody's from then on, and only the first task had left some.
+      expect(told).toBe(1);
+      expect(await queue.abandoned()).toEqual([{ job: submitted.id, index: 0, token: first.token }]);
       expect(again.job).toMatchObject({
         state: "queued",
         tasks: { queued: 2, succeeded: 1, failed: 0, canceled: 0 },
@@ -118,9 +131,9 @@ export function jobChangesConformance(name: string, open: OpenJobs): void {
       ]);
       expect((await job(under.port, submitted.id)).state).toBe("succeeded");
       const more = await jobs.results(submitted.id, { order: "completion", after: seen, limit: 9 });
-      expect(more.items.map(({ index, stdout }) => [index, stdout])).toEqual([
-        [0, ""],
-        [2, ""],
+      expect(more.items.map(({ index, ended, stdout }) => [index, ended, stdout])).toEqual([
+        [0, 4, ""],
+        [2, 5, ""],
       ]);
       expect((await rejection(jobs.retry(submitted.id))).code).toBe("BAD_ARGUMENT");
     });

@@ -43,7 +43,7 @@ export function queueConformance(name: string, open: OpenJobs): void {
       const { owner, family, worker, env, retry, timeoutMs, traceparent } = fields;
       expect(rest).toEqual({
         ...{ job: job.id, index: 0, count: 2, attempt: 1, infrastructureFailures: 0, input: '{"a":1}' },
-        ...{ owner, family, worker, env, retry, timeoutMs, traceparent, spec },
+        ...{ owner, family, worker, env, retry, timeoutMs, traceparent, spec, waitedMs: 0 },
       });
       const second = await mustClaim(under.port, { lane });
       expect([second.index, second.input]).toEqual([1, undefined]);
@@ -132,6 +132,30 @@ export function queueConformance(name: string, open: OpenJobs): void {
         [2, 1],
         [2, 2],
       ]);
+    });
+
+    test("a claim tells how long its task was queued, but not of one that a failure has delayed", async () => {
+      await using under = await open();
+      const { jobs, queue } = under.port;
+      const { job: submitted } = await submit(under.port, 2);
+      const waits: (number | undefined)[] = [];
+      const take = async () => {
+        const { token, waitedMs } = await mustClaim(under.port);
+        waits.push(waitedMs);
+        return token;
+      };
+      under.clock.advance(100);
+      await queue.finish(await take(), { state: "retrying", reason: "failed", delayMs: 0 });
+      await queue.finish(await take(), { state: "queued", reason: "The gateway ends", delayMs: 0 });
+      under.clock.advance(20);
+      await queue.finish(await take(), SUCCEEDED);
+      await queue.finish(await take(), { state: "queued", reason: "Others first", delayMs: 0 });
+      under.clock.advance(3);
+      await queue.finish(await take(), FAILED);
+      await jobs.retry(submitted.id);
+      under.clock.jump(-YEAR_MS);
+      await queue.finish(await take(), SUCCEEDED);
+      expect(waits).toEqual([100, undefined, 20, 120, 3, 0]);
     });
 
     test("a task that waits is claimed when its delay is over, whatever the wall clock does", async () => {
