@@ -16,7 +16,7 @@ interface ServeOptions {
   data?: string;
   drain: number;
   children?: number;
-  webhookAllow: string[];
+  webhookAllow?: string[];
   logLevel: LogLevel;
   json?: boolean;
 }
@@ -36,14 +36,10 @@ export function serveCommand(): Command {
   return new Command("serve")
     .summary("Run the gateway: take jobs over HTTP and run their tasks in forked VMs")
     .description("Runs the gateway: takes jobs over HTTP and runs their tasks in forked VMs")
-    .option(
-      "--listen <host:port>",
-      "address to listen on; port 0 for any that is free (default: 127.0.0.1:8787)",
-      address,
-      {
-        hostname: "127.0.0.1",
-        port: 8787,
-      },
+    .addOption(
+      new Option("--listen <host:port>", "address to listen on; port 0 for any that is free")
+        .argParser(address)
+        .default({ hostname: "127.0.0.1", port: 8787 }, "127.0.0.1:8787"),
     )
     .option("--data <dir>", "directory of jobs, results and artifacts (default: gateway in Flurry's own)")
     .option("--drain <seconds>", "how long running tasks may go on at the end", positiveNumber("--drain"), 10)
@@ -52,11 +48,7 @@ export function serveCommand(): Command {
       "most VMs at a time (default: what the host can take)",
       positiveInteger("--children"),
     )
-    .option(
-      "--webhook-allow <host...>",
-      "hosts that webhooks may be sent to although they are not public",
-      [],
-    )
+    .option("--webhook-allow <host...>", "hosts that webhooks may be sent to although they are not public")
     .addOption(
       new Option("--log-level <level>", "what is logged to stderr, as JSON lines")
         .choices(["debug", "info", "warning", "error"])
@@ -76,7 +68,7 @@ async function serve(options: ServeOptions): Promise<void> {
     listen: options.listen,
     runtime: () => VmTaskRuntime.open({ slots: options.children }),
     drainMs: options.drain * 1000,
-    webhookAllow: options.webhookAllow,
+    webhookAllow: options.webhookAllow ?? [],
   });
   const { url, port } = gateway;
   output.print(`Flurry's gateway answers at ${url}; ${url}/docs shows how to ask`);

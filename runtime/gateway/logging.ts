@@ -22,7 +22,8 @@ export async function startLogging(
 ): Promise<AsyncDisposable> {
   const { level = "info", write = (line: string) => process.stderr.write(line) } = options;
   const format = getJsonLinesFormatter({ properties: "flatten", message: "rendered" });
-  const lines: Sink = (record) => write(format({ ...record, properties: readable(record.properties) }));
+  const lines: Sink = ({ message, properties, ...record }) =>
+    write(format({ ...record, message: [plain(message)], properties: readable(properties) }));
   await configure({
     reset: true,
     sinks: { lines },
@@ -49,6 +50,16 @@ export function accessLog(): MiddlewareHandler<GatewayEnv> {
       ...(principal?.owner ? { key: principal.owner } : {}),
     });
   });
+}
+
+/** A message with the values in it as people write them; the properties have them whole, with their types. */
+function plain(message: readonly unknown[]): string {
+  return message
+    .map((part) => {
+      if (part instanceof Error) return part.message;
+      return typeof part === "object" ? JSON.stringify(part) : String(part);
+    })
+    .join("");
 }
 
 /** Errors have nothing that JSON shows of itself. */

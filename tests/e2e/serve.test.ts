@@ -40,6 +40,14 @@ describe("flurry serve", () => {
     });
   }
 
+  test("shows each default once in its help", async () => {
+    await using sandbox = new CliSandbox();
+    const { stdout } = await sandbox.flurry(["serve", "--help"]);
+    const help = stdout.replace(/\s+/g, " ");
+    expect(help).toContain("port 0 for any that is free (default: 127.0.0.1:8787) --data");
+    expect(help).toMatch(/although they are not public --log-level/);
+  });
+
   test("says what it cannot listen on", async () => {
     await using sandbox = new CliSandbox();
     const listen = async (address: string) => {

@@ -1,4 +1,5 @@
 import { describe, expect, test } from "bun:test";
+import { getLogger } from "@logtape/logtape";
 import { startLogging } from "../../runtime/gateway/logging.ts";
 import { GatewaySandbox, jobOf } from "../support/gateway-sandbox.ts";
 
@@ -39,6 +40,7 @@ describe("the log of a service", () => {
     expect(access).toMatchObject([
       { level: "INFO", method: "GET", route: "/v1/jobs/{id}", status: 404, requestId, key: id },
     ]);
+    expect(access[0]?.message).toBe("GET /v1/jobs/{id} 404");
     expect(typeof access[0]?.ms).toBe("number");
     expect(Number.isNaN(Date.parse(access[0]!["@timestamp"]))).toBe(false);
   });
@@ -56,6 +58,22 @@ describe("the log of a service", () => {
     expect(error).toMatchObject({ requestId, code: "INTERNAL" });
     expect(error?.error).toContain("Broken by the test");
     expect(error?.error).toContain("Caused by Error: Deep inside");
+  });
+
+  test("has messages as people write them, and their values beside", async () => {
+    const written: string[] = [];
+    const error = new Error('Cannot read "it"');
+    {
+      await using _logging = await startLogging({ write: (line) => void written.push(line) });
+      getLogger(["flurry", "test"]).warn("{what} of {list} took {ms} ms: {error}", {
+        ...{ what: "Part\n1", list: ["a"], ms: 1.5, error },
+      });
+    }
+    expect(written).toHaveLength(1);
+    expect(JSON.parse(written[0]!)).toMatchObject({
+      message: 'Part\n1 of ["a"] took 1.5 ms: Cannot read "it"',
+      ...{ what: "Part\n1", list: ["a"], ms: 1.5, error: error.stack! },
+    });
   });
 
   test("holds no secret: no key, no value, no body, no query", async () => {
