@@ -39,6 +39,7 @@ const PAGE = `<!doctype html>
     <meta name="viewport" content="width=device-width">
     <title>Flurry: API</title>
     <link rel="stylesheet" href="docs/swagger-ui.css">
+    <link rel="stylesheet" href="docs/page.css">
     <link rel="icon" type="image/png" href="docs/favicon-32x32.png">
   </head>
   <body>
@@ -60,16 +61,25 @@ const START = `SwaggerUIBundle({
 });
 `;
 
+const STYLE = `/* On a phone wide tables are scrolled, not the page with them. */
+.swagger-ui .responses-inner,
+.swagger-ui .table-container {
+  overflow-x: auto;
+}
+`;
+
 /** The page at /docs: Swagger UI of what /openapi.json says. It needs nothing from elsewhere. */
 export function docsRoutes(): OpenAPIHono<GatewayEnv> {
   const app = new OpenAPIHono<GatewayEnv>();
   const page = assetOf(PAGE, "text/html; charset=utf-8");
   const start = assetOf(START, "text/javascript; charset=utf-8");
+  const style = assetOf(STYLE, "text/css; charset=utf-8");
   const shipped = new Map<string, Promise<Asset>>();
 
   app.get("/docs", (c) => answer(c, page));
   app.get("/docs/", (c) => c.redirect("../docs", 308));
   app.get("/docs/start.js", (c) => answer(c, start));
+  app.get("/docs/page.css", (c) => answer(c, style));
   for (const [file, type] of Object.entries(SHIPPED)) {
     app.get(`/docs/${file}`, async (c) => {
       const asset = shipped.get(file) ?? load(file, type);
