@@ -69,6 +69,7 @@ export const errorCodes = {
   ROUTE_NOT_FOUND: { http: 404, exit: 2 },
   METHOD_NOT_ALLOWED: { http: 405, exit: 2 },
   MEDIA_TYPE_UNSUPPORTED: { http: 415, exit: 2 },
+  BODY_TIMEOUT: { http: 408, exit: 5 },
   BODY_TOO_LARGE: { http: 413, exit: 2 },
   RANGE_NOT_SATISFIABLE: { http: 416, exit: 2 },
   UNAUTHENTICATED: { http: 401, exit: 2 },

@@ -29,7 +29,7 @@ export function createApp(context: GatewayContext, { middleware = [], routes }: 
   app.use(requestId({ limitLength: 100 }), headers);
   for (const each of middleware) app.use(each);
   app.use(methodNotAllowed({ app, onMethodNotAllowed: refuseMethod }));
-  app.use(authenticate(context), jsonBodies(context.limits.bodyBytes));
+  app.use(authenticate(context), jsonBodies(context.limits));
   for (const each of routes) app.route("/", each);
   app.openAPIRegistry.registerComponent("securitySchemes", "key", {
     type: "http",

@@ -1,10 +1,9 @@
 import type { MiddlewareHandler } from "hono";
 import { createMiddleware } from "hono/factory";
 import { FlurryError } from "../../errors/errors.ts";
-import type { GatewayEnv } from "./context.ts";
-
-/** Deepest nesting of a JSON body: what is stored is written again by a recursive writer. */
-const MAX_DEPTH = 100;
+import { arriving } from "./arriving.ts";
+import type { GatewayEnv, GatewayLimits, Principal } from "./context.ts";
+import { checkShape } from "./json-shape.ts";
 
 const JSON_TYPE = /^application\/([\w.-]+\+)?json$/;
 
@@ -14,23 +13,68 @@ export function mediaType(header: string | undefined): string {
 }
 
 /**
- * Reads a request's JSON body, at most `limit` bytes of it, before the route's schema sees it; it stays
- * to be read with `c.req.text()` and `c.req.json()`. Bodies of other media types are left to the route.
+ * Reads a request's JSON body before the route's schema sees it; it stays to be read with `c.req.text()`
+ * and `c.req.json()`. Bodies of other media types are left to the route, and nothing is read of who is
+ * nobody.
  *
- * @throws FlurryError BODY_TOO_LARGE, MEDIA_TYPE_UNSUPPORTED, BAD_ARGUMENT when it is no JSON in UTF-8
+ * @throws FlurryError BODY_TOO_LARGE, BODY_TIMEOUT, LIMIT_REACHED when all bodies together would be too
+ * large, MEDIA_TYPE_UNSUPPORTED, BAD_ARGUMENT when it is no JSON in UTF-8
  */
-export function jsonBodies(limit: number): MiddlewareHandler<GatewayEnv> {
+export function jsonBodies(limits: GatewayLimits): MiddlewareHandler<GatewayEnv> {
+  const held = new HeldBytes(limits.bodiesBytes);
   return createMiddleware<GatewayEnv>(async (c, next) => {
     const header = c.req.header("content-type");
-    if (c.req.raw.body === null || !JSON_TYPE.test(mediaType(header))) return next();
+    const principal: Principal | undefined = c.var.principal;
+    if (c.req.raw.body === null || !principal || !JSON_TYPE.test(mediaType(header))) return next();
     refuseEncodings(c.req.header("content-encoding"), header);
-    const text = await readText(c.req.raw, limit);
+    using share = held.open();
+    const text = await readText(c.req.raw, limits, share);
     const value = parseJson(text, "The body");
     // Read and checked once: hono would do both again for each who asks.
     c.req.text = () => Promise.resolve(text);
     c.req.json = <T>() => Promise.resolve(value as T);
-    return next();
+    return await next();
   });
+}
+
+/** What one body holds of all bodies' bytes, until it is disposed. */
+interface Share extends Disposable {
+  /** @throws FlurryError LIMIT_REACHED */
+  add(bytes: number): void;
+}
+
+/** Bytes of all bodies that are being read and worked on. */
+class HeldBytes {
+  readonly #most: number;
+  #bytes = 0;
+
+  constructor(most: number) {
+    this.#most = most;
+  }
+
+  open(): Share {
+    let own = 0;
+    return {
+      add: (bytes) => {
+        own += bytes;
+        this.#bytes += bytes;
+        // The only one has room whatever its size: its own limit is another.
+        if (this.#bytes <= this.#most || this.#bytes === own) return;
+        throw new FlurryError(
+          "LIMIT_REACHED",
+          `The gateway is reading ${this.#most} bytes of bodies already`,
+          {
+            hint: "ask again in a second, or send inputs as application/x-ndjson",
+            retryAfterSeconds: 1,
+          },
+        );
+      },
+      [Symbol.dispose]: () => {
+        this.#bytes -= own;
+        own = 0;
+      },
+    };
+  }
 }
 
 /** @throws FlurryError MEDIA_TYPE_UNSUPPORTED when a body is not plain UTF-8 */
@@ -56,19 +100,15 @@ export function refuseEncodings(contentEncoding: string | undefined, contentType
  * Parses JSON from outside.
  *
  * @param what - names it in the error
- * @throws FlurryError BAD_ARGUMENT
+ * @throws FlurryError BAD_ARGUMENT, BODY_TOO_LARGE
  */
 export function parseJson(text: string, what: string): unknown {
-  let value: unknown;
+  checkShape(text, what);
   try {
-    value = JSON.parse(text);
+    return JSON.parse(text);
   } catch (cause) {
     throw new FlurryError("BAD_ARGUMENT", `${what} is no JSON: ${reasonOf(cause)}`, { cause });
   }
-  if (isDeeper(value, MAX_DEPTH)) {
-    throw new FlurryError("BAD_ARGUMENT", `${what} is nested more than ${MAX_DEPTH} deep`);
-  }
-  return value;
 }
 
 /** @throws FlurryError BODY_TOO_LARGE */
@@ -78,31 +118,29 @@ export function tooLarge(limit: number): FlurryError {
   });
 }
 
-async function readText(request: Request, limit: number): Promise<string> {
-  if (Number(request.headers.get("content-length") ?? 0) > limit) throw tooLarge(limit);
+async function readText(
+  request: Request,
+  { bodyBytes, bodySilenceMs, bodyMs }: GatewayLimits,
+  share: Share,
+): Promise<string> {
+  if (Number(request.headers.get("content-length") ?? 0) > bodyBytes) throw tooLarge(bodyBytes);
   // With `fatal` what is not UTF-8 throws in place of becoming U+FFFD.
   const decoder = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
   const parts: string[] = [];
   let bytes = 0;
   try {
-    for await (const chunk of request.body!) {
+    for await (const chunk of arriving(request.body!, { silenceMs: bodySilenceMs, totalMs: bodyMs })) {
       bytes += chunk.byteLength;
-      if (bytes > limit) throw tooLarge(limit);
+      if (bytes > bodyBytes) throw tooLarge(bodyBytes);
+      share.add(chunk.byteLength);
       parts.push(decoder.decode(chunk, { stream: true }));
     }
     parts.push(decoder.decode());
   } catch (cause) {
     if (cause instanceof FlurryError) throw cause;
-    if (cause instanceof TypeError) throw new FlurryError("BAD_ARGUMENT", "The body is not UTF-8", { cause });
-    throw new FlurryError("ABORTED", "The body did not arrive completely", { cause });
+    throw new FlurryError("BAD_ARGUMENT", "The body is not UTF-8", { cause });
   }
   return parts.join("");
-}
-
-function isDeeper(value: unknown, depth: number): boolean {
-  if (typeof value !== "object" || value === null) return false;
-  if (depth === 0) return true;
-  return Object.values(value).some((inner) => isDeeper(inner, depth - 1));
 }
 
 /** The parser's message without the text that it quotes, which may be long. */

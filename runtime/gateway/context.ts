@@ -25,8 +25,14 @@ export interface GatewayContext {
 export interface GatewayLimits {
   /** Most bytes of a JSON body. */
   bodyBytes: number;
+  /** Most bytes of all JSON bodies that are read and worked on at a time. */
+  bodiesBytes: number;
   /** Most bytes of a body of NDJSON. */
   streamBytes: number;
+  /** Longest silence in the middle of a body, in ms. */
+  bodySilenceMs: number;
+  /** Longest time that a JSON body may take to arrive, in ms. */
+  bodyMs: number;
 }
 
 /** Who asks. */

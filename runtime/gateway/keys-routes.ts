@@ -20,7 +20,7 @@ const createKey = createRoute({
     "has to have the scope `admin`.",
   middleware: requireScope("admin"),
   request: { body: jsonBody(KeyCreate) },
-  responses: { 201: jsonResponse("The key", KeyCreated), ...problems(413, 415, 507) },
+  responses: { 201: jsonResponse("The key", KeyCreated), ...problems(408, 413, 415, 507) },
 });
 
 const listKeys = createRoute({

@@ -1,6 +1,7 @@
 import { isUtf8 } from "node:buffer";
 import { createHash } from "node:crypto";
 import { FlurryError } from "../../errors/errors.ts";
+import { arriving } from "./arriving.ts";
 import { parseJson, tooLarge } from "./body.ts";
 
 /** Most bytes of a line after the first, which may have files in it. An input's own limit is less. */
@@ -12,6 +13,8 @@ export interface NdjsonLimits {
   headBytes: number;
   /** Most bytes in all. */
   bodyBytes: number;
+  /** Longest silence of the sender while lines are asked for, in ms. */
+  silenceMs: number;
 }
 
 /**
@@ -36,7 +39,7 @@ export class NdjsonBody implements AsyncDisposable {
   /**
    * The values of the lines that are left.
    *
-   * @throws FlurryError BAD_ARGUMENT with the number of the line, BODY_TOO_LARGE, ABORTED
+   * @throws FlurryError BAD_ARGUMENT with the number of the line, BODY_TOO_LARGE, BODY_TIMEOUT, ABORTED
    */
   rest(): AsyncIterable<unknown> {
     return this.#lines;
@@ -56,7 +59,7 @@ export class NdjsonBody implements AsyncDisposable {
     let leftBytes = 0;
     let bytes = 0;
     let line = 0;
-    for await (const chunk of arriving(body)) {
+    for await (const chunk of arriving(body, { silenceMs: limits.silenceMs })) {
       bytes += chunk.byteLength;
       if (bytes > limits.bodyBytes) throw tooLarge(limits.bodyBytes);
       this.#hash.update(chunk);
@@ -103,21 +106,4 @@ function splitLines(block: Buffer, before: number): string[] {
     line += 1;
   }
   throw new FlurryError("BAD_ARGUMENT", `Line ${line} is not UTF-8`);
-}
-
-/** The chunks of a body; a sender that went away is no failure of ours. */
-async function* arriving(body: ReadableStream<Uint8Array>): AsyncGenerator<Uint8Array> {
-  const reader = body.getReader();
-  let ended = false;
-  try {
-    while (!ended) {
-      const { done, value } = await reader.read().catch((cause: unknown) => {
-        throw new FlurryError("ABORTED", "The body did not arrive completely", { cause });
-      });
-      ended = done;
-      if (value !== undefined) yield value;
-    }
-  } finally {
-    if (!ended) await reader.cancel().catch(() => undefined);
-  }
 }

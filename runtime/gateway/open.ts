@@ -23,7 +23,10 @@ const ANSWERS_MS = 5000;
 const LIMITS: GatewayLimits = {
   // A worker's files are at most 16 MiB, in base64.
   bodyBytes: 32 * 1024 * 1024,
+  bodiesBytes: 256 * 1024 * 1024,
   streamBytes: 8 * 1024 * 1024 * 1024,
+  bodySilenceMs: 60_000,
+  bodyMs: 600_000,
 };
 
 export interface GatewayOptions {

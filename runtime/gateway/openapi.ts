@@ -10,6 +10,7 @@ const meanings: Readonly<Record<number, string>> = {
   401: "The request shows no key that is known",
   403: "The key may not do this",
   404: "There is no such thing, or it is another key's",
+  408: "The body did not arrive in time",
   409: "Not in the state that it is in",
   413: "The body is too large",
   415: "The body's media type is not taken here",

@@ -18,7 +18,7 @@ const putSecret = createRoute({
     "Workers name it in `secrets`; tasks that begin from now on get this value. No answer ever shows it.",
   middleware: requireScope("admin"),
   request: { params, body: jsonBody(SecretPut) },
-  responses: { 200: jsonResponse("It is stored", Secret), ...problems(413, 415, 507) },
+  responses: { 200: jsonResponse("It is stored", Secret), ...problems(408, 413, 415, 507) },
 });
 
 const listSecrets = createRoute({

@@ -54,7 +54,7 @@ const submitJob = createRoute({
         },
       },
     },
-    ...problems(404, 413, 415, 422, 507),
+    ...problems(404, 408, 413, 415, 422, 507),
   },
 });
 
@@ -68,7 +68,7 @@ const validateJob = createRoute({
   request: { body: jsonBody(JobSubmit) },
   responses: {
     200: jsonResponse("It could be submitted", Validated),
-    ...problems(404, 413, 415, 422),
+    ...problems(404, 408, 413, 415, 422),
   },
 });
 
@@ -116,8 +116,9 @@ async function submitLines(context: GatewayContext, c: Context<GatewayEnv>): Sub
   const { body } = c.req.raw;
   if (body === null) throw empty();
   refuseEncodings(c.req.header("content-encoding"), c.req.header("content-type"));
-  const { bodyBytes, streamBytes } = context.limits;
-  await using lines = new NdjsonBody(body, { headBytes: bodyBytes, bodyBytes: streamBytes });
+  const { bodyBytes, streamBytes, bodySilenceMs } = context.limits;
+  const limits = { headBytes: bodyBytes, bodyBytes: streamBytes, silenceMs: bodySilenceMs };
+  await using lines = new NdjsonBody(body, limits);
   const head = checked(JobHead, await lines.first(), "line 1");
   return await submit(context, c, head, { inputs: lines.rest() }, () => lines.digest());
 }

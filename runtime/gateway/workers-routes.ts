@@ -34,7 +34,7 @@ const putWorker = createRoute({
   responses: {
     200: jsonResponse("The current version is like this already", WorkerVersion),
     201: jsonResponse("The new version", WorkerVersion),
-    ...problems(413, 415, 507),
+    ...problems(408, 413, 415, 507),
   },
 });
 
@@ -93,7 +93,7 @@ const setCurrent = createRoute({
   request: { params, body: jsonBody(CurrentVersion) },
   responses: {
     200: jsonResponse("The version that is current now", WorkerVersion),
-    ...problems(404, 413, 415, 507),
+    ...problems(404, 408, 413, 415, 507),
   },
 });
 

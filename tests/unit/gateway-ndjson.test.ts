@@ -3,7 +3,7 @@ import { createHash } from "node:crypto";
 import { codeOf } from "../../errors/errors.ts";
 import { NdjsonBody } from "../../runtime/gateway/ndjson.ts";
 
-const LIMITS = { headBytes: 1000, bodyBytes: 10_000_000 };
+const LIMITS = { headBytes: 1000, bodyBytes: 10_000_000, silenceMs: 10_000 };
 
 /** A body in chunks, and how many of them have been asked for. */
 function bodyOf(chunks: readonly (string | Uint8Array)[]) {
@@ -74,7 +74,7 @@ describe("NdjsonBody", () => {
     expect(await failureOf(["{}\n", ...Array<string>(100).fill("x".repeat(10_000))])).toBe(
       "BODY_TOO_LARGE: Line 2 has more than 524288 bytes",
     );
-    expect(await failureOf(["{}\n", "1\n".repeat(50)], { headBytes: 10, bodyBytes: 100 })).toBe(
+    expect(await failureOf(["{}\n", "1\n".repeat(50)], { ...LIMITS, headBytes: 10, bodyBytes: 100 })).toBe(
       "BODY_TOO_LARGE: The body has more than 100 bytes",
     );
   });
