@@ -19,9 +19,14 @@ export const Name = z
 /** A moment, as RFC 3339 in UTC. */
 export const Time = z.iso.datetime().meta({ example: "2026-01-31T12:00:00.000Z" });
 
+/** Name of an environment variable. */
+export const Variable = z
+  .string()
+  .regex(/^[A-Za-z_][A-Za-z0-9_]{0,127}$/, "must be 1 to 128 letters, digits and _, and begin with no digit");
+
 /** Names and values of environment variables. */
 export const Environment = z
-  .record(z.string().regex(/^[A-Za-z_][A-Za-z0-9_]{0,127}$/), textOf(0, 32_768))
+  .record(Variable, textOf(0, 32_768))
   .refine((env) => Object.keys(env).length <= 256, "has more than 256 variables");
 
 /** A page of a list. */

@@ -4,7 +4,7 @@ import { Retry, WorkerSpec } from "./workers.ts";
 
 export const JobId = z
   .string()
-  .regex(/^job_[0-9a-f]{24}$/)
+  .regex(/^job_[0-9a-f]{24}$/, "must be the id of a job: job_ and 24 hexadecimal digits")
   .meta({ example: "job_0123456789abcdef01234567" });
 
 export const JobState = z.enum(["queued", "running", "succeeded", "failed", "canceling", "canceled"]);
@@ -43,7 +43,15 @@ export const Tasks = z
 
 const jobFields = {
   worker: z
-    .union([z.string().regex(/^[a-z0-9][a-z0-9-]{0,62}(@[1-9][0-9]{0,8})?$/), WorkerSpec])
+    .union([
+      z
+        .string()
+        .regex(
+          /^[a-z0-9][a-z0-9-]{0,62}(@[1-9][0-9]{0,8})?$/,
+          "must be the name of a worker, or name@version",
+        ),
+      WorkerSpec,
+    ])
     .meta({ description: "A deployed worker, as `name` or `name@version`, or one that is described here" }),
   name: textOf(1, 200).optional().meta({ description: "For people; need not be unique" }),
   priority: z.int().min(0).max(9).default(5).meta({ description: "9 comes first; lower ones still move on" }),

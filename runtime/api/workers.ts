@@ -1,5 +1,5 @@
 import { z } from "zod";
-import { Environment, Failure, MAX_FILE_BYTES, Name, pageOf, Time, textOf } from "./common.ts";
+import { Environment, Failure, MAX_FILE_BYTES, Name, pageOf, Time, textOf, Variable } from "./common.ts";
 
 /** When and how often a failed task is tried again. */
 export const Retry = z
@@ -58,7 +58,7 @@ export const WorkerSpec = z
     warmUp: Argv.optional().meta({ description: "Command that the parent runs before it is frozen" }),
     env: Environment.default({}),
     secrets: z
-      .record(z.string().regex(/^[A-Za-z_][A-Za-z0-9_]{0,127}$/), Name)
+      .record(Variable, Name)
       .default({})
       .meta({ description: "Variable of each task: name of the secret that it holds. Never in the parent" }),
     memoryMiB: z.int().min(64).max(65_536).default(512),

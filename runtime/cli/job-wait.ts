@@ -15,7 +15,6 @@ export interface ShowOptions {
  * succeeded.
  */
 export async function waitFor(client: FlurryClient, job: Job, { output, out }: ShowOptions): Promise<void> {
-  const began = performance.now();
   using progress = output.progress(`Job ${job.id}`, job.tasks.total);
   let done: Job;
   try {
@@ -32,7 +31,7 @@ export async function waitFor(client: FlurryClient, job: Job, { output, out }: S
     if (cliSignal().aborted) output.note(`The job goes on; to end it: flurry job cancel ${job.id}`);
     throw error;
   }
-  progress.finish(summaryOf(done, performance.now() - began));
+  progress.finish(summaryOf(done));
   for await (const result of client.jobs.results(done.id)) {
     showResult(output, result, done.id);
     await out.drained;
@@ -59,7 +58,10 @@ export function showResult(output: Output, result: TaskResult, job: string): voi
   output.note(`[${index}] ${state}${why === "" ? "" : `: ${why}`}`);
 }
 
-function summaryOf({ state, reason, tasks }: Job, ms: number): string {
+function summaryOf({ state, reason, tasks, startedAt, endedAt }: Job): string {
+  const ran = startedAt !== undefined && endedAt !== undefined;
+  const time = ran ? ` in ${formatMs(Math.max(0, Date.parse(endedAt) - Date.parse(startedAt)))}` : "";
+  const became = state === "canceled" ? "was canceled" : `has ${state}`;
   const why = state === "succeeded" ? "" : ` (${reason})`;
-  return `${tasks.succeeded} of ${tasks.total} tasks succeeded in ${formatMs(ms)}; the job has ${state}${why}`;
+  return `${tasks.succeeded} of ${tasks.total} tasks succeeded${time}; the job ${became}${why}`;
 }

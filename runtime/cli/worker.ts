@@ -72,6 +72,9 @@ async function deploy(
   const worker = await gatewayClient(options).workers.put(name, spec);
   output.emit({ event: "worker", ...worker });
   output.print(`${worker.name}@${worker.version} ${worker.state}`);
+  if (worker.state !== "ready") {
+    output.note(`Its parent is made ready now; flurry worker get ${worker.name} shows how far that is`);
+  }
 }
 
 async function showOne(text: string, options: GatewayOptions & { versions?: boolean }): Promise<void> {

@@ -145,7 +145,7 @@ async function* complete(
 function notFound(job: string, task: number, path: string): FlurryError {
   const shown = JSON.stringify(path.slice(0, 200));
   return new FlurryError("ARTIFACT_NOT_FOUND", `Task ${task} of job ${job} has left no file ${shown}`, {
-    hint: "GET /v1/jobs/{id}/artifacts lists them",
+    hint: "flurry job artifacts, or GET /v1/jobs/{id}/artifacts, lists them",
   });
 }
 

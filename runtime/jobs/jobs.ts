@@ -79,7 +79,7 @@ export class Jobs implements AsyncDisposable {
     for (const [variable, name] of Object.entries(resolved.spec.secrets)) {
       if ((await this.#store.secrets.value(name)) !== undefined) continue;
       throw new FlurryError("SECRET_NOT_FOUND", `There is no secret "${name}" for ${variable}`, {
-        hint: `store it first: PUT /v1/secrets/${name}`,
+        hint: `store it first: flurry secret put ${name}, or PUT /v1/secrets/${name}`,
       });
     }
     return resolved;
@@ -159,7 +159,7 @@ export class Jobs implements AsyncDisposable {
     const found = await this.#store.workers.get(name, version === undefined ? undefined : Number(version));
     if (!found) {
       throw new FlurryError("WORKER_NOT_FOUND", `There is no worker "${worker}"`, {
-        hint: `deploy it first: PUT /v1/workers/${name}`,
+        hint: `deploy it first: flurry worker put ${name}, or PUT /v1/workers/${name}`,
       });
     }
     const { spec } = found;

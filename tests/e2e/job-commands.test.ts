@@ -2,6 +2,7 @@ import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "
 import { mkdirSync, readFileSync, rmSync, statSync, symlinkSync, writeFileSync } from "node:fs";
 import { readdir } from "node:fs/promises";
 import { join } from "node:path";
+import { formatMs } from "../../runtime/cli/format.ts";
 import {
   type CliOptions,
   type CliResult,
@@ -67,7 +68,10 @@ describe("flurry job submit", () => {
     const waited = await flurry(["job", "wait", stdout.trim()]);
     expect(waited.status).toBe(0);
     expect(waited.stdout).toBe("[0] I am 0\n[1] I am 1\n[2] I am 2\n");
-    expect(waited.stderr).toMatch(/^3 of 3 tasks succeeded in /m);
+    // The time that the job took, however late somebody waits for it.
+    const [job] = eventsOf(await flurry(["job", "get", stdout.trim(), "--json"]));
+    const took = formatMs(Date.parse(String(job?.endedAt)) - Date.parse(String(job?.startedAt)));
+    expect(waited.stderr).toContain(`3 of 3 tasks succeeded in ${took}; the job has succeeded\n`);
   });
 
   test("with --wait shows the results and ends with 4 when a task failed", async () => {
@@ -293,6 +297,17 @@ describe("flurry job artifacts", () => {
 });
 
 describe("flurry worker", () => {
+  test("put says where to see what becomes of a worker whose image is not there", async () => {
+    const put = await flurry(["worker", "put", "lost", "--image", "lost-image", "--", "true"]);
+    expect([put.status, put.stdout]).toEqual([0, "lost@1 cold\n"]);
+    expect(put.stderr).toContain("flurry worker get lost");
+    const job = await flurry(["job", "submit", "--worker", "lost", "--wait"]);
+    expect(job.status).toBe(4);
+    expect(job.stderr).toContain('[0] failed: No image "lost-image"');
+    expect((await flurry(["worker", "ls"])).stdout).toMatch(/^lost@1 +current +failed .*IMAGE_NOT_FOUND/m);
+    expect((await flurry(["worker", "rm", "lost"])).status).toBe(0);
+  });
+
   test("put, ls, get, use and rm go through a worker's versions, which jobs run by name", async () => {
     const put = (word: string) =>
       flurry(["worker", "put", "greeter", "--image", "base", "--", "sh", "-c", `echo ${word} $NAME`]);
@@ -312,7 +327,9 @@ describe("flurry worker", () => {
     expect((await flurry(["worker", "rm", "greeter", "copy"])).stdout).toBe(
       "Removed greeter\nRemoved copy\n",
     );
-    expect((await submit("greeter")).status).toBe(2);
+    const gone = await submit("greeter");
+    expect(gone.status).toBe(2);
+    expect(gone.stderr).toContain("deploy it first: flurry worker put greeter");
   });
 });
 

@@ -55,6 +55,20 @@ describe("POST /v1/jobs", () => {
     expect((await gateway.json<Page<Job>>("/v1/jobs")).items).toEqual([]);
   });
 
+  test("says in words what a name or an id has to be", async () => {
+    await using gateway = await GatewaySandbox.open();
+    const said = async (path: string, json?: object) => {
+      const { errors = [] } = await gateway.problem(path, { method: json ? "POST" : "GET", json });
+      return errors.map(({ path, message }) => `${path} ${message}`);
+    };
+    expect(await said("/v1/jobs/17")).toEqual([
+      "path.id must be the id of a job: job_ and 24 hexadecimal digits",
+    ]);
+    expect(await said("/v1/jobs", jobOf(1, { worker: "Render" }))).toEqual([
+      "body.worker must be the name of a worker, or name@version",
+    ]);
+  });
+
   test("refuses a NUL in any text that it would keep, and OpenAPI tells so", async () => {
     await using gateway = await GatewaySandbox.open();
     const url = "https://example.com/";
