@@ -16,7 +16,9 @@ export async function ownJob(
   const stored = await store.jobs.get(id);
   const { principal } = c.var;
   if (stored !== undefined && (isAdmin(principal) || stored.owner === principal.owner)) return stored;
-  throw new FlurryError("JOB_NOT_FOUND", `There is no job ${id}`, { hint: "flurry job ls, or GET /v1/jobs, lists the jobs" });
+  throw new FlurryError("JOB_NOT_FOUND", `There is no job ${id}`, {
+    hint: "flurry job ls, or GET /v1/jobs, lists the jobs",
+  });
 }
 
 export function isAdmin({ scopes }: Principal): boolean {
