@@ -16,7 +16,7 @@ import {
   timeOf,
 } from "./sqlite-job-rows.ts";
 
-/** Characters of inputs or outputs after which a page ends, whatever its limit. */
+/** Characters of commands, inputs or outputs after which a page ends, whatever its limit. */
 export const PAGE_CHARACTERS = 4 * 1024 * 1024;
 
 interface EventRow {
@@ -50,10 +50,18 @@ export class JobReader {
   list(query: JobQuery): Page<StoredJob> {
     const { limit, cursor } = query;
     const before = cursor === undefined ? Number.MAX_SAFE_INTEGER : readCursor(cursor, "number")[0];
-    const rows = this.#list(query, before, limit + 1);
-    const items = rows.slice(0, limit);
-    const next = rows.length > limit ? cursorOf(items.at(-1)!.place!) : undefined;
-    return defined({ items: items.map(storedJobOf), next });
+    const items: StoredJob[] = [];
+    let characters = 0;
+    let last = before;
+    for (const row of this.#list(query, before, limit + 1)) {
+      if (items.length === limit || characters > PAGE_CHARACTERS) {
+        return { items, next: cursorOf(last) };
+      }
+      items.push(storedJobOf(row));
+      characters += row.command.length + row.tags.length;
+      last = row.place!;
+    }
+    return { items };
   }
 
   task(id: string, index: number): Task | undefined {
@@ -101,7 +109,7 @@ export class JobReader {
     return this.#database.get<JobRow>("SELECT * FROM jobs WHERE id = ? AND phase = 'live'", id);
   }
 
-  #list({ owner, state, tag }: JobQuery, before: number, limit: number): (JobRow & HeadRow)[] {
+  #list({ owner, state, tag }: JobQuery, before: number, limit: number): Iterable<JobRow & HeadRow> {
     const index = `jobs_${[owner !== undefined && "owner", state && "state"].filter(Boolean).join("_") || "place"}`;
     // CROSS JOIN keeps the order of the tables: tags first, where there is one.
     const from =
@@ -113,7 +121,7 @@ export class JobReader {
     const parameters: Parameter[] = tag === undefined ? [before] : [tag, before];
     if (owner !== undefined) parameters.push(owner);
     if (state !== undefined) parameters.push(state);
-    return this.#database.all<JobRow & HeadRow>(
+    return this.#database.iterate<JobRow & HeadRow>(
       `SELECT jobs.*, ${headColumns} FROM ${from} AND phase = 'live'
         ${owner === undefined ? "" : "AND owner = ?"} ${state === undefined ? "" : "AND state = ?"}
         ORDER BY ${order} DESC LIMIT ?`,

@@ -1,5 +1,5 @@
 import { describe, expect, test } from "bun:test";
-import { MAX_TASKS } from "../../runtime/api/mod.ts";
+import { MAX_TASKS, WorkerSpec } from "../../runtime/api/mod.ts";
 import type { JobQuery } from "../../runtime/jobs/ports.ts";
 import { rejection } from "./agent-peer.ts";
 import { jobChangesConformance } from "./store-conformance-job-changes.ts";
@@ -207,6 +207,24 @@ function reads(name: string, open: OpenJobs): void {
       expect(await pages({ tag: "all" })).toEqual([0, 1, 2, 3, 4]);
       expect(await pages({ tag: "x", owner: "a", state: "queued" })).toEqual([1]);
       expect(await pages({ tag: "none" })).toEqual([]);
+    });
+
+    test("list() ends a page early whose jobs have long commands", async () => {
+      await using under = await open();
+      const spec = WorkerSpec.parse({ image: "base", command: Array<string>(30).fill("x".repeat(100_000)) });
+      const ids: string[] = [];
+      for (let n = 0; n < 5; n++) ids.unshift((await submit(under.port, 1, { spec })).job.id);
+      const sizes: number[] = [];
+      const found: string[] = [];
+      let cursor: string | undefined;
+      do {
+        const page = await under.port.jobs.list({ cursor, limit: 1000 });
+        sizes.push(page.items.length);
+        found.push(...page.items.map(({ job }) => job.id));
+        cursor = page.next;
+      } while (cursor !== undefined);
+      expect(sizes).toEqual([2, 2, 1]);
+      expect(found).toEqual(ids);
     });
 
     test.each(["", "x", "bnVsbA", "W10", "WyJhIl0", "WzEsMl0", "W251bGxd", "W10=", "\0"])(
