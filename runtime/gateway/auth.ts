@@ -46,6 +46,15 @@ export function requireScope(scope: Scope): MiddlewareHandler<GatewayEnv> {
   });
 }
 
+/** Whether who asked some time ago could still ask: keys come and go while a stream is open. */
+export async function isStillKnown(
+  { store }: Pick<GatewayContext, "store">,
+  { owner }: Pick<Principal, "owner">,
+): Promise<boolean> {
+  if (owner !== "") return (await store.keys.find(owner)) !== undefined;
+  return (await store.keys.list()).length === 0;
+}
+
 async function principalOf({ store }: Pick<GatewayContext, "store">, c: Context): Promise<Principal> {
   const header = c.req.header("authorization");
   const shown = parseKey(/^bearer +(.*)$/i.exec(header ?? "")?.[1] ?? "");

@@ -5,6 +5,7 @@ import type { Jobs } from "../jobs/jobs.ts";
 import type { Store } from "../jobs/ports.ts";
 import type { TaskRuntime } from "../jobs/task-runtime.ts";
 import type { GatewayMetrics } from "./metrics.ts";
+import type { StreamPace } from "./stream-pace.ts";
 import type { WebhookGuard } from "./webhook-guard.ts";
 
 /** What every route works with. */
@@ -20,6 +21,7 @@ export interface GatewayContext {
   /** Refuses webhooks to where none may go; asked when a job is submitted and at each delivery. */
   guard: WebhookGuard;
   metrics: GatewayMetrics;
+  pace: StreamPace;
 }
 
 export interface GatewayLimits {

@@ -118,7 +118,11 @@ export function jobStreamRoutes(context: GatewayContext): OpenAPIHono<GatewayEnv
     const { job } = await ownJob(context, c, c.req.valid("param").id);
     const query = c.req.valid("query");
     const after = c.req.valid("header")["last-event-id"] ?? query.after ?? 0;
-    const pieces = eventStream(context, job.id, { after, follow: query.follow === "true" });
+    const pieces = eventStream(
+      context,
+      { id: job.id, reader: c.var.principal },
+      { after, follow: query.follow === "true" },
+    );
     return streamed(context, c, "text/event-stream", pieces);
   });
 
@@ -126,7 +130,11 @@ export function jobStreamRoutes(context: GatewayContext): OpenAPIHono<GatewayEnv
     const { job } = await ownJob(context, c, c.req.valid("param").id);
     const { order, from, after, follow } = c.req.valid("query");
     const first = order === "index" ? from : after;
-    const pieces = resultStream(context, job.id, { order, after: first, follow: follow === "true" });
+    const pieces = resultStream(
+      context,
+      { id: job.id, reader: c.var.principal },
+      { order, after: first, follow: follow === "true" },
+    );
     return streamed(context, c, "application/x-ndjson", pieces);
   });
 
@@ -134,7 +142,11 @@ export function jobStreamRoutes(context: GatewayContext): OpenAPIHono<GatewayEnv
     const { job } = await ownJob(context, c, c.req.valid("param").id);
     const { task, after, follow, format } = c.req.valid("query");
     const text = format === undefined ? prefersText(c.req.header("accept")) : format === "text";
-    const pieces = logStream(context, job.id, { task, after, follow: follow === "true", text });
+    const pieces = logStream(
+      context,
+      { id: job.id, reader: c.var.principal },
+      { task, after, follow: follow === "true", text },
+    );
     return streamed(context, c, text ? "text/plain; charset=utf-8" : "application/x-ndjson", pieces);
   });
 

@@ -1,6 +1,7 @@
 import type { JobEvent, LogChunk } from "../api/mod.ts";
 import type { ResultQuery, StoredJob } from "../jobs/ports.ts";
-import type { GatewayContext } from "./context.ts";
+import { isStillKnown } from "./auth.ts";
+import type { GatewayContext, Principal } from "./context.ts";
 import type { Pieces } from "./paged-body.ts";
 import { Watch } from "./watch.ts";
 
@@ -13,6 +14,12 @@ export const HEARTBEAT_MS = 5000;
 /** Whether a job is in a state that only a retry leaves. */
 export function hasEnded({ job }: StoredJob): boolean {
   return job.state === "succeeded" || job.state === "failed" || job.state === "canceled";
+}
+
+/** Which job is read, and by whom. */
+export interface Reading {
+  id: string;
+  reader: Pick<Principal, "owner">;
 }
 
 /** What a stream of a job is made of. */
@@ -37,12 +44,13 @@ const NDJSON_SILENCE = { greeting: "\n", heartbeat: "\n" };
 /** The job's events from after `after`, as Server-Sent Events. */
 export function eventStream(
   context: GatewayContext,
-  id: string,
+  reading: Reading,
   query: { after: number; follow: boolean },
 ): Pieces {
+  const { id } = reading;
   let last = query.after;
   const { jobs } = context.store;
-  return follow<JobEvent>(context, id, {
+  return follow<JobEvent>(context, reading, {
     kind: "events",
     subscribe: (listener) => jobs.onChange(listener),
     read: async () => {
@@ -60,12 +68,13 @@ export function eventStream(
 /** Results as lines of JSON. */
 export function resultStream(
   context: GatewayContext,
-  id: string,
+  reading: Reading,
   query: { order: ResultQuery["order"]; after: number | undefined; follow: boolean },
 ): Pieces {
+  const { id } = reading;
   let { after } = query;
   const { jobs } = context.store;
-  return follow(context, id, {
+  return follow(context, reading, {
     kind: "results",
     subscribe: (listener) => jobs.onChange(listener),
     read: async () => {
@@ -82,12 +91,13 @@ export function resultStream(
 /** What tasks printed: as lines of JSON, or as they printed it. */
 export function logStream(
   context: GatewayContext,
-  id: string,
+  reading: Reading,
   query: { task: number | undefined; after: number; follow: boolean; text: boolean },
 ): Pieces {
+  const { id } = reading;
   let last = query.after;
   const { jobs, logs } = context.store;
-  return follow<LogChunk>(context, id, {
+  return follow<LogChunk>(context, reading, {
     kind: "logs",
     subscribe: (listener) => {
       const both = new DisposableStack();
@@ -108,13 +118,16 @@ export function logStream(
   });
 }
 
-function follow<T>(context: GatewayContext, id: string, source: Source<T>): Pieces {
+function follow<T>(context: GatewayContext, { id, reader }: Reading, source: Source<T>): Pieces {
+  const { pace } = context;
   return async function* (signal) {
     using _counted = context.metrics.stream(source.kind);
+    using _open = pace.open();
     using watch = new Watch(source.subscribe, id);
     const { jobs } = context.store;
     if (source.greeting !== undefined) yield source.greeting;
-    while (!signal.aborted) {
+    while (!signal.aborted && (await isStillKnown(context, reader))) {
+      const lookedAt = performance.now();
       // Asked before the entries are read: what a job that has ended leaves is all there.
       const stored = source.follow ? await jobs.get(id) : undefined;
       const over = stored === undefined || hasEnded(stored);
@@ -126,6 +139,7 @@ function follow<T>(context: GatewayContext, id: string, source: Source<T>): Piec
       if (over) return;
       const changed = await watch.next(HEARTBEAT_MS, signal);
       if (!changed && source.heartbeat !== undefined && !signal.aborted) yield source.heartbeat;
+      await pace.wait(lookedAt, signal);
     }
   };
 }

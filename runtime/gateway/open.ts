@@ -13,6 +13,7 @@ import { accessLog } from "./logging.ts";
 import { GatewayMetrics } from "./metrics.ts";
 import { bareProblem } from "./problem.ts";
 import { gatewayRoutes } from "./routes.ts";
+import { StreamPace } from "./stream-pace.ts";
 import { openTracing, traceRequests } from "./tracing.ts";
 import { WebhookGuard } from "./webhook-guard.ts";
 import { WebhookSender } from "./webhook-sender.ts";
@@ -85,6 +86,7 @@ export async function openGateway(options: GatewayOptions): Promise<Gateway> {
     clock,
     guard,
     metrics,
+    pace: new StreamPace(),
     signal: ending.signal,
     limits: { ...LIMITS, ...limits },
   };
