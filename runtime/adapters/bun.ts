@@ -8,6 +8,8 @@ export function serveOnBun({ hostname, port, fetch, onError }: ListenOptions): R
     hostname,
     port,
     development: false,
+    // Outside of development Bun would share the port with any other that does.
+    reusePort: false,
     idleTimeout: IDLE_SECONDS,
     // The gateway has limits of its own, and answers with a problem.
     maxRequestBodySize: Number.MAX_SAFE_INTEGER,

@@ -82,6 +82,15 @@ describe("openGateway()", () => {
     await new Promise((resolve) => other.close(resolve));
   });
 
+  test("shares its port with no other gateway", async () => {
+    await using first = await GatewaySandbox.open();
+    const listen = { hostname: "127.0.0.1", port: first.port };
+    await expect(GatewaySandbox.open({ listen })).rejects.toMatchObject({
+      code: "BAD_ARGUMENT",
+      message: expect.stringContaining(`Cannot listen on 127.0.0.1:${first.port}`),
+    });
+  });
+
   test("a second gateway on the same data is refused, and the first goes on", async () => {
     await using first = await GatewaySandbox.open();
     const listen = { hostname: "127.0.0.1", port: 0 };
