@@ -29,10 +29,14 @@ export function jsonBodies(limits: GatewayLimits): MiddlewareHandler<GatewayEnv>
     refuseEncodings(c.req.header("content-encoding"), header);
     using share = held.open();
     const text = await readText(c.req.raw, limits, share);
-    const value = parseJson(text, "The body");
+    // Whether a request without a body has an empty one differs between runtimes; many send the media type with it.
+    const value = text === "" ? undefined : parseJson(text, "The body");
     // Read and checked once: hono would do both again for each who asks.
     c.req.text = () => Promise.resolve(text);
-    c.req.json = <T>() => Promise.resolve(value as T);
+    c.req.json = <T>() =>
+      text === ""
+        ? Promise.reject(new FlurryError("BAD_ARGUMENT", "The body is empty"))
+        : Promise.resolve(value as T);
     return await next();
   });
 }

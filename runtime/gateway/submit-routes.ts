@@ -101,13 +101,15 @@ export function submitRoutes(context: GatewayContext): OpenAPIHono<GatewayEnv> {
 type Submitted = Promise<{ stored: StoredJob; replayed: boolean }>;
 
 async function submitJson(context: GatewayContext, c: Context<GatewayEnv>): Submitted {
-  if (mediaType(c.req.header("content-type")) !== "application/json") {
-    throw new FlurryError("MEDIA_TYPE_UNSUPPORTED", "A job is not taken in this media type", {
-      hint: `send application/json or ${NDJSON}`,
+  const type = mediaType(c.req.header("content-type"));
+  if (type !== "application/json") {
+    const what = type === "" ? "without a media type" : `as ${type.slice(0, 100)}`;
+    throw new FlurryError("MEDIA_TYPE_UNSUPPORTED", `A job is not taken ${what}`, {
+      hint: `send it with Content-Type: application/json, or ${NDJSON}`,
     });
   }
-  if (c.req.raw.body === null) throw empty();
   const text = await c.req.text();
+  if (text === "") throw empty();
   const { tasks, ...head } = checked(JobSubmit, await c.req.json(), "body");
   return submit(context, c, head, tasks, () => createHash("sha256").update(text).digest("hex"));
 }
