@@ -101,6 +101,9 @@ export const Job = z
     name: z.string().optional(),
     state: JobState,
     reason: z.string().meta({ description: "Why it is in this state" }),
+    waiting: z.string().optional().meta({
+      description: "Why no task of it runs at this moment, while some wait. Only GET /v1/jobs/{id} tells it",
+    }),
     worker: z
       .object({
         name: Name.optional(),

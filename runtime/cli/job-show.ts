@@ -103,6 +103,7 @@ function describeJob(job: Job): string {
     ["job", job.id],
     ["name", job.name],
     ["state", `${job.state}: ${job.reason}`],
+    ["waiting", job.waiting],
     ["tasks", counts.join(", ")],
     ["worker", workerOf(job)],
     ["command", job.worker.command.join(" ")],

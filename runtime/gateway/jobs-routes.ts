@@ -132,8 +132,9 @@ export function jobsRoutes(context: GatewayContext): OpenAPIHono<GatewayEnv> {
   });
 
   app.openapi(getJob, async (c) => {
-    const { job } = await ownJob(context, c, c.req.valid("param").id);
-    return c.json(job, 200);
+    const stored = await ownJob(context, c, c.req.valid("param").id);
+    const waiting = context.dispatcher.waiting(stored);
+    return c.json({ ...stored.job, ...(waiting === undefined ? {} : { waiting }) }, 200);
   });
 
   app.openapi(deleteJob, async (c) => {

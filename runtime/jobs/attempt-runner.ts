@@ -18,6 +18,8 @@ export interface AttemptOptions {
   signal: AbortSignal;
   /** Makes the family's parent ready and waits for a place to run; both may be so already. */
   ready: () => Promise<void>;
+  /** The host has memory for its child. */
+  onAdmitted: () => void;
   onStarted: (child: Parameters<AttemptIo["started"]>[0]) => void;
 }
 
@@ -32,7 +34,7 @@ export function blobPrefix({ job, index, token }: Pick<Claim, "job" | "index" | 
 
 /** Runs one attempt. What it fails of is in the outcome; nothing is thrown. */
 export async function runAttempt(options: AttemptOptions): Promise<AttemptOutcome> {
-  const { claim, store, runtime, output, signal, ready } = options;
+  const { claim, store, runtime, output, signal, ready, onAdmitted } = options;
   const io = new RunIo(options);
   let stage: "prepare" | "run" = "prepare";
   try {
@@ -40,6 +42,7 @@ export async function runAttempt(options: AttemptOptions): Promise<AttemptOutcom
     await ready();
     stage = "run";
     using _place = await runtime.admit(claim.family, signal);
+    onAdmitted();
     const exit = await runtime.run(task, io, signal);
     return { exit, left: { ...output.end(), artifacts: await io.end() } };
   } catch (error) {

@@ -10,7 +10,7 @@ import { type AttemptHost, LiveAttempt } from "./live-attempt.ts";
 import { LiveSet } from "./live-set.ts";
 import type { DispatchObserver } from "./observer.ts";
 import { Owners } from "./owners.ts";
-import type { Claim, Lane, Readiness, Store } from "./ports.ts";
+import type { Claim, Lane, Readiness, Store, StoredJob } from "./ports.ts";
 import { Preparing } from "./preparing.ts";
 import { Rate } from "./rate.ts";
 import { Recorder } from "./recorder.ts";
@@ -18,6 +18,7 @@ import { type SetAsideChange, SetAsides } from "./set-aside.ts";
 import { Slots } from "./slots.ts";
 import type { TaskRuntime } from "./task-runtime.ts";
 import { type After, systemAfter } from "./timer.ts";
+import { whyWaiting } from "./waiting.ts";
 import { Wake } from "./wake.ts";
 import { WarmUps } from "./warm-ups.ts";
 
@@ -151,6 +152,21 @@ export class Dispatcher implements AsyncDisposable {
     const aside = this.#asides.list().find(({ kind, id }) => kind === "worker" && id === family);
     if (!aside) return this.#options.runtime.readiness(family);
     return { state: "failed", error: { code: "INFRASTRUCTURE_FAILED", message: aside.reason } };
+  }
+
+  /** Why no task of a job runs now, for people; undefined when one does, or when none is left to run. */
+  waiting(stored: StoredJob): string | undefined {
+    const { runtime } = this.#options;
+    const { job, family, owner } = stored;
+    return whyWaiting(stored, {
+      held: [...this.#live.ofJob(job.id)].map(({ waitsFor }) => waitsFor),
+      asides: this.#asides.list(),
+      ownerIsFull: this.#owners.blocked().has(owner),
+      readiness: runtime.readiness(family),
+      isPrepared: this.#preparing.has(family),
+      waitsForTurn: this.#preparing.waits(family),
+      places: { free: this.#slots.free, total: runtime.slots },
+    });
   }
 
   /** Makes the parent of a family ready in the background: a help for its first task, not a promise. */

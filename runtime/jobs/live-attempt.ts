@@ -13,6 +13,7 @@ import type { Trial } from "./set-aside.ts";
 import type { Slots } from "./slots.ts";
 import type { AttemptIo, TaskRuntime } from "./task-runtime.ts";
 import type { After } from "./timer.ts";
+import type { WaitsFor } from "./waiting.ts";
 
 const NOTHING: Ending["left"] = { stdout: "", stdoutTruncated: false, artifacts: [] };
 const logger = getLogger(["flurry", "jobs"]);
@@ -46,6 +47,7 @@ export class LiveAttempt {
   #preparing: boolean;
   #stop: Ending["stop"];
   #lost = false;
+  #admitted = false;
   #started = false;
 
   /** @param slot - a place to run; absent when the family has to be made ready first */
@@ -60,6 +62,13 @@ export class LiveAttempt {
   /** Whether it has a place to run, or had one. */
   get runs(): boolean {
     return this.#slot !== undefined;
+  }
+
+  /** What it waits for before its child can run. */
+  get waitsFor(): WaitsFor {
+    if (this.#preparing) return "worker";
+    if (this.#slot === undefined) return "place";
+    return this.#admitted ? undefined : "memory";
   }
 
   /** Aborts it. A task that is canceled stays so when the gateway ends meanwhile. */
@@ -95,6 +104,9 @@ export class LiveAttempt {
         output,
         signal: this.#abort.signal,
         ready: () => this.#ready(),
+        onAdmitted: () => {
+          this.#admitted = true;
+        },
         onStarted: (child) => this.#noteStart(child, spans),
       });
       spans.ran();

@@ -29,6 +29,11 @@ export class Preparing {
     return this.#now.has(family);
   }
 
+  /** Whether a family waits for its turn. */
+  waits(family: string): boolean {
+    return this.#later.has(family) && !this.#now.has(family);
+  }
+
   /** Families of which no task is to be claimed now. */
   blocked(): string[] {
     return [...this.#now, ...[...this.#later].slice(MOST - this.#now.size)];
