@@ -19,11 +19,14 @@ const INFRASTRUCTURE_BACKOFF: Retry["backoff"] = { initialMs: 500, factor: 2, ma
  */
 export type FailureClass = "attempt" | "user" | "infrastructure" | "aborted";
 
+/** Fails each time, although it is no mistake in what was asked: the host is too small for it. */
+const TOO_LARGE = "ADMISSION_REFUSED";
+
 /** The class of an error's code. What has no code of ours is INTERNAL, and so the infrastructure's. */
 export function classOf(code: string): FailureClass {
   const exit = lookupCode(code)?.exit;
   if (exit === 4) return "attempt";
-  if (exit === 2) return "user";
+  if (exit === 2 || code === TOO_LARGE) return "user";
   return exit === 130 ? "aborted" : "infrastructure";
 }
 

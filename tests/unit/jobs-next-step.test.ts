@@ -18,6 +18,7 @@ const classes: Record<FailureClass, (keyof typeof errorCodes)[]> = {
     "BAD_ARGUMENT",
     "RECIPE_INVALID",
     "IMAGE_NOT_FOUND",
+    "ADMISSION_REFUSED",
     "JOB_NOT_FOUND",
     "JOB_ACTIVE",
     "TASK_NOT_FOUND",
@@ -38,6 +39,7 @@ const classes: Record<FailureClass, (keyof typeof errorCodes)[]> = {
     "KEYS_REQUIRED",
   ],
   infrastructure: [
+    "BODY_TIMEOUT",
     "INTERNAL",
     "IMAGE_BUILD_FAILED",
     "REQUIREMENT_MISSING",
@@ -54,7 +56,6 @@ const classes: Record<FailureClass, (keyof typeof errorCodes)[]> = {
     "FORK_FAILED",
     "CHILD_UNPROVEN",
     "CHILD_DIED",
-    "ADMISSION_REFUSED",
     "QMP_CLOSED",
     "QMP_TIMEOUT",
     "QMP_COMMAND_FAILED",
