@@ -1,5 +1,5 @@
 import { createRoute, OpenAPIHono, z } from "@hono/zod-openapi";
-import { describeError, FlurryError } from "../../errors/errors.ts";
+import { FlurryError } from "../../errors/errors.ts";
 import type { HostEntry } from "../api/mod.ts";
 import { requireScope } from "./auth.ts";
 import type { GatewayContext, GatewayEnv } from "./context.ts";
@@ -51,9 +51,7 @@ export function healthRoutes({ store, metrics, signal }: GatewayContext): OpenAP
   app.openapi(ready, async (c) => {
     if (signal.aborted) throw new FlurryError("SHUTTING_DOWN", "The gateway is ending");
     const hosts = await store.hosts.list().catch((cause: unknown) => {
-      throw new FlurryError("NOT_READY", `The store does not answer: ${describeError(cause).message}`, {
-        cause,
-      });
+      throw new FlurryError("NOT_READY", "The store does not answer", { cause });
     });
     if (!hosts.some(({ state }) => state === "up")) throw notReady(hosts);
     return c.json({ status: "ok" as const }, 200);
@@ -67,12 +65,14 @@ export function healthRoutes({ store, metrics, signal }: GatewayContext): OpenAP
   return app;
 }
 
+/** Anybody may ask: why it is so is told to the log, and to those who may see the hosts. */
 function notReady(hosts: readonly HostEntry[]): FlurryError {
-  const reasons = hosts.flatMap(({ name, state, setAside }) => {
+  const reasons = hosts.map(({ name, state, setAside }) => {
     const entry = setAside.find(({ kind }) => kind === "host");
-    return [`${name} is ${state}${entry === undefined ? "" : `: ${entry.reason}`}`];
+    return `${name} is ${state}${entry === undefined ? "" : `: ${entry.reason}`}`;
   });
-  return new FlurryError("NOT_READY", reasons.length === 0 ? "No host takes tasks" : reasons.join("; "), {
-    hint: "GET /v1/hosts says what is set aside and when it is tried again",
+  return new FlurryError("NOT_READY", "No host takes tasks", {
+    cause: new Error(reasons.join("; ")),
+    hint: "GET /v1/hosts says what is set aside, why, and when it is tried again",
   });
 }

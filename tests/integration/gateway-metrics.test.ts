@@ -110,7 +110,7 @@ describe("GET /readyz", () => {
     expect(await gateway.json<object>("/healthz")).toEqual({ status: "ok" });
   });
 
-  test("says why no host takes any, as the list of hosts does", async () => {
+  test("says that no host takes any; why is in the list of hosts", async () => {
     await using gateway = await GatewaySandbox.open();
     const { hosts } = gateway.context.store;
     const [host] = (await gateway.json<Page<HostEntry>>("/v1/hosts")).items;
@@ -124,7 +124,8 @@ describe("GET /readyz", () => {
     await hosts.setAside(host!.id, { ...entry, failures: 5, since: now, nextTryAt: now });
     const problem = await gateway.problem("/readyz");
     expect(problem).toMatchObject({ status: 503, code: "NOT_READY", retryable: true });
-    expect(problem.detail).toContain("QEMU_START_FAILED: no memory");
+    // Anybody may ask.
+    expect(JSON.stringify(problem)).not.toMatch(/QEMU_START_FAILED|no memory|idle/);
     expect((await gateway.json<Page<HostEntry>>("/v1/hosts")).items).toMatchObject([
       { state: "set-aside", setAside: [entry] },
     ]);
@@ -139,6 +140,6 @@ describe("GET /readyz", () => {
       Promise.reject(new FlurryError("STORE_FAILED", "Broken by the test"));
     const problem = await gateway.problem("/readyz");
     expect(problem).toMatchObject({ status: 503, code: "NOT_READY" });
-    expect(problem.detail).toBe("The store does not answer: Broken by the test");
+    expect(problem.detail).toBe("The store does not answer");
   });
 });
