@@ -18,6 +18,7 @@ import { throwIfAborted } from "../vm/qemu-process.ts";
 import { findImage } from "./images.ts";
 import { type Hold, OpenParents } from "./open-parents.ts";
 import { Pulse } from "./pulse.ts";
+import { Remembered } from "./remembered.ts";
 import { SharedWork } from "./shared-work.ts";
 import { stepText } from "./steps.ts";
 
@@ -56,9 +57,9 @@ export class VmTaskRuntime implements TaskRuntime {
   /** Places for parents that boot. */
   readonly #boots: Admission;
   readonly #parents: OpenParents<Parent>;
-  readonly #families = new Map<string, FamilyAdmission>();
+  readonly #families = new Remembered<FamilyAdmission>(REMEMBERED);
   readonly #steps = new Map<string, { text: string }>();
-  readonly #failures = new Map<string, Readiness["error"]>();
+  readonly #failures = new Remembered<Readiness["error"]>(REMEMBERED);
   readonly #forkFailures = new WeakMap<Parent, number>();
   /** Families whose next parent must not be the one on disk. */
   readonly #broken = new Set<string>();
@@ -256,7 +257,7 @@ export class VmTaskRuntime implements TaskRuntime {
     } catch (error) {
       throwIfAborted(signal);
       const { code, message, hint } = describeError(error);
-      remember(this.#failures, family, { code, message, ...(hint !== undefined && { hint }) });
+      this.#failures.set(family, { code, message, ...(hint !== undefined && { hint }) });
       throw error;
     } finally {
       // Another preparation may have begun since this one was given up.
@@ -293,7 +294,7 @@ export class VmTaskRuntime implements TaskRuntime {
     this.#broken.delete(family);
     this.#learnAccelerator(origin.accel.accel);
     const places = this.#families.get(family) ?? this.#admission.family(guestBytes, spec.cpus);
-    remember(this.#families, family, places);
+    this.#families.set(family, places);
     this.#parents.add(family, parent, image.hash);
   }
 
@@ -315,14 +316,4 @@ function hostNameOf({ name, index }: Attempt): string {
 
 function parentFile({ path, text, base64, mode }: GuestFile): ParentFile {
   return { path, mode, data: text === undefined ? Buffer.from(base64 ?? "", "base64") : Buffer.from(text) };
-}
-
-/** Adds an entry, and forgets the oldest ones. */
-function remember<T>(map: Map<string, T>, key: string, value: T): void {
-  map.delete(key);
-  map.set(key, value);
-  for (const oldest of map.keys()) {
-    if (map.size <= REMEMBERED) return;
-    map.delete(oldest);
-  }
 }
