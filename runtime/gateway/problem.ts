@@ -85,15 +85,31 @@ export function bareProblem(error: unknown): Response {
 }
 
 function ourError(error: unknown): FlurryError {
+  const store = storeProblem(error);
+  if (store) return store;
   if (error instanceof FlurryError) return error.code === "INTERNAL" ? internal() : error;
   if (error instanceof HTTPException) return ofHono(error);
   if (error instanceof z.ZodError) return new InvalidRequest("request", error);
   if (error instanceof DOMException && error.name === "AbortError") {
     return new FlurryError("ABORTED", "The request was given up");
   }
-  const { code } = describeError(error);
-  if (code === "NO_SPACE") return new FlurryError("NO_SPACE", "The gateway's disk is full");
   return internal();
+}
+
+/** What the store fails of names its files, which are the log's to tell and not the asker's to know. */
+function storeProblem(error: unknown): FlurryError | undefined {
+  switch (describeError(error).code) {
+    case "NO_SPACE":
+      return new FlurryError("NO_SPACE", "The gateway's disk is full", {
+        hint: "ask again when it has space; nothing that it has accepted is lost",
+      });
+    case "STORE_FAILED":
+      return new FlurryError("STORE_FAILED", "The gateway's store failed", {
+        hint: "its log has the reason under the request's id",
+      });
+    default:
+      return undefined;
+  }
 }
 
 function internal(): FlurryError {

@@ -1,5 +1,6 @@
 import { describe, expect, test } from "bun:test";
 import { getLogger } from "@logtape/logtape";
+import { FlurryError } from "../../errors/errors.ts";
 import { startLogging } from "../../runtime/gateway/logging.ts";
 import { GatewaySandbox, jobOf } from "../support/gateway-sandbox.ts";
 
@@ -36,7 +37,8 @@ describe("the log of a service", () => {
       const response = await gateway.fetch("/v1/jobs/job_0123456789abcdef01234567?a=b", { key: admin.key });
       requestId = response.headers.get("x-request-id");
     });
-    const access = lines.filter(({ logger }) => logger.includes("access"));
+    const ofRequest = lines.filter((line) => line.requestId === requestId);
+    const access = ofRequest.filter(({ logger }) => logger.includes("access"));
     expect(access).toMatchObject([
       { level: "INFO", method: "GET", route: "/v1/jobs/{id}", status: 404, requestId, key: id },
     ]);
@@ -58,6 +60,25 @@ describe("the log of a service", () => {
     expect(error).toMatchObject({ requestId, code: "INTERNAL" });
     expect(error?.error).toContain("Broken by the test");
     expect(error?.error).toContain("Caused by Error: Deep inside");
+  });
+
+  test("names the store's files, which the asker is not told of", async () => {
+    const answers: [number, string][] = [];
+    const { lines } = await logged(async (gateway) => {
+      for (const code of ["NO_SPACE", "STORE_FAILED"] as const) {
+        const failure = new FlurryError(code, "Cannot write /srv/flurry/flurry.db");
+        gateway.context.store.secrets.put = () => Promise.reject(failure);
+        const put = { method: "PUT", json: { value: "hush" } };
+        const { status, detail } = await gateway.problem("/v1/secrets/a", put);
+        answers.push([status, detail]);
+      }
+    });
+    expect(answers).toEqual([
+      [507, "The gateway's disk is full"],
+      [500, "The gateway's store failed"],
+    ]);
+    const errors = lines.filter(({ level }) => level === "ERROR").map(({ error }) => String(error));
+    expect(errors.map((error) => error.includes("/srv/flurry/flurry.db"))).toEqual([true, true]);
   });
 
   test("has messages as people write them, and their values beside", async () => {
