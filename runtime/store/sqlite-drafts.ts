@@ -5,6 +5,7 @@ import type { JobDraft, NewJob, StoredJob } from "../jobs/ports.ts";
 import type { IdempotencyKeys } from "./idempotency.ts";
 import { JobChange } from "./job-change.ts";
 import type { Ledger, Notes } from "./ledger.ts";
+import { assertRoom } from "./room.ts";
 import { taskIds } from "./sqlite-job-rows.ts";
 import type { JobSteps } from "./sqlite-job-steps.ts";
 
@@ -73,6 +74,7 @@ export class SqliteDraft implements JobDraft {
     while (at < inputs.length) {
       const end = batchEnd(inputs, at);
       const from = at;
+      assertRoom(this.#options.ledger.database);
       await this.#options.ledger.database.write(() => this.#insert(first, inputs, from, end), {
         durable: false,
       });

@@ -2,6 +2,7 @@ import { describe, expect, test } from "bun:test";
 import { rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { codeOf } from "../../errors/errors.ts";
+import type { Store } from "../../runtime/jobs/ports.ts";
 import { openStore } from "../../runtime/store/open.ts";
 import { rejection } from "../support/agent-peer.ts";
 import { claim, job, mustClaim, newJob, result, runAll, submit, until } from "../support/store-jobs.ts";
@@ -69,8 +70,24 @@ describe.if(canMount)("the embedded store on a full disk", () => {
     expect((await rejection(openStore({ dir: join(disk.path, "data") }))).code).toBe("NO_SPACE");
   });
 
+  test("a draft that is too large for the disk leaves room for its own removal, and for the work of others", async () => {
+    using disk = smallTmpfs(40 * 1024);
+    const dir = join(disk.path, "data");
+    {
+      await using store = await openStore({ dir });
+      const { job: other } = await submit(store, 20);
+      const most = await addAll(store);
+      expect(most).toBeGreaterThan(5);
+      await runAll(store, () => LARGE);
+      expect((await job(store, other.id)).state).toBe("succeeded");
+      // It is removed in the background, and then there is room for another one.
+      while ((await addAll(store)) < most / 2) await new Promise((resolve) => setTimeout(resolve, 10));
+    }
+    expect(recount(dir)).toEqual([]);
+  });
+
   test("a draft that met a full disk goes on where it was", async () => {
-    using disk = smallTmpfs(8 * 1024);
+    using disk = smallTmpfs(32 * 1024);
     const filler = join(disk.path, "filler");
     await using store = await openStore({ dir: join(disk.path, "data") });
     await using draft = await store.jobs.draft(newJob());
@@ -86,6 +103,23 @@ describe.if(canMount)("the embedded store on a full disk", () => {
     expect(claims.map(({ input }) => input)).toEqual(['"first"', '"second"']);
   });
 });
+
+/** Adds inputs to a draft until the disk has no room for more, and gives it up. Returns how often it could. */
+async function addAll(store: Store): Promise<number> {
+  await using draft = await store.jobs.draft(newJob());
+  const inputs = Array(100).fill(JSON.stringify("x".repeat(10_000)));
+  let added = 0;
+  const error = await rejection(
+    (async () => {
+      for (;;) {
+        await draft.add(inputs);
+        added += 1;
+      }
+    })(),
+  );
+  expect(error.code).toBe("NO_SPACE");
+  return added;
+}
 
 /** The first token with which `use` says NO_SPACE. */
 async function firstRefused(
