@@ -4,6 +4,7 @@ import { newKey } from "../../runtime/gateway/keys.ts";
 import { type Gateway, type GatewayOptions, openGateway } from "../../runtime/gateway/open.ts";
 import type { AttemptEnd, AttemptResult, Claim } from "../../runtime/jobs/ports.ts";
 import type { TaskRuntime } from "../../runtime/jobs/task-runtime.ts";
+import { DeclaredAnswers } from "./gateway-answers.ts";
 import { temporaryDirectory } from "./vm.ts";
 
 /** A job of tasks without inputs. */
@@ -26,6 +27,9 @@ export function idleRuntime(): TaskRuntime {
     [Symbol.asyncDispose]: async () => undefined,
   };
 }
+
+/** What all gateways declare. */
+let answers: Promise<DeclaredAnswers> | undefined;
 
 /** A gateway in this process, over real HTTP, with a data directory of its own. */
 export class GatewaySandbox implements AsyncDisposable {
@@ -66,8 +70,8 @@ export class GatewaySandbox implements AsyncDisposable {
     return this.#gateway!.context;
   }
 
-  /** Sends a request; an object as `json` becomes its body. */
-  fetch(
+  /** Sends a request; an object as `json` becomes its body. The answer has to be one that is declared. */
+  async fetch(
     path: string,
     init: RequestInit & { json?: unknown; key?: string | undefined } = {},
   ): Promise<Response> {
@@ -76,7 +80,14 @@ export class GatewaySandbox implements AsyncDisposable {
     if (key !== undefined) headers.set("authorization", `Bearer ${key}`);
     if (json !== undefined) headers.set("content-type", "application/json");
     const body = json === undefined ? rest.body : JSON.stringify(json);
-    return fetch(`${this.url}${path}`, { ...rest, headers, ...(body === undefined ? {} : { body }) });
+    const response = await fetch(`${this.url}${path}`, {
+      ...rest,
+      headers,
+      ...(body === undefined ? {} : { body }),
+    });
+    answers ??= DeclaredAnswers.of(this.context);
+    await (await answers).check(rest.method ?? "GET", path, response);
+    return response;
   }
 
   /** The JSON of an answer, which is to have this status. */
