@@ -1,7 +1,9 @@
 import { askedWait, delay, isPassing } from "./transport.ts";
 
-/** Connections in a row that brought nothing, after which a stream is given up. */
+/** Connections in a row that failed, after which a stream that has never been there is given up. */
 const MAX_FAILURES = 8;
+/** The same for one that has been there: a gateway that is stopped to be replaced comes back in minutes. */
+const PATIENCE = 60;
 const FIRST_WAIT_MS = 100;
 const LONGEST_WAIT_MS = 5000;
 
@@ -14,6 +16,8 @@ export interface Followed<T> {
   /** Whether nothing can come after all that was given out. Asked when a connection ended as it should. */
   complete(gotAny: boolean): boolean | Promise<boolean>;
   signal?: AbortSignal | undefined;
+  /** @default `delay` */
+  pause?: typeof delay | undefined;
 }
 
 /**
@@ -23,6 +27,8 @@ export interface Followed<T> {
  * @throws FlurryError GATEWAY_UNREACHABLE or the gateway's last problem when that keeps failing; ABORTED
  */
 export async function* follow<T>(stream: Followed<T>): AsyncGenerator<T, void, undefined> {
+  const { pause = delay } = stream;
+  let limit = MAX_FAILURES;
   let failures = 0;
   let quiet = 0;
   for (;;) {
@@ -31,19 +37,21 @@ export async function* follow<T>(stream: Followed<T>): AsyncGenerator<T, void, u
     try {
       for await (const item of stream.open()) {
         gotAny = true;
+        limit = PATIENCE;
         failures = 0;
         quiet = 0;
         stream.passed(item);
         yield item;
       }
+      limit = PATIENCE;
       if (await stream.complete(gotAny)) return;
     } catch (error) {
-      if (!isPassing(error) || failures >= MAX_FAILURES) throw error;
+      if (!isPassing(error) || failures >= limit) throw error;
       failures += 1;
       askedMs = Math.min(askedWait(error), LONGEST_WAIT_MS);
     }
     const waitMs = Math.min(LONGEST_WAIT_MS, FIRST_WAIT_MS * 2 ** quiet);
     quiet += 1;
-    await delay(Math.max(askedMs, waitMs * (0.5 + Math.random() / 2)), stream.signal);
+    await pause(Math.max(askedMs, waitMs * (0.5 + Math.random() / 2)), stream.signal);
   }
 }
