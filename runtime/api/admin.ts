@@ -35,8 +35,17 @@ export const KeyCreated = Key.extend({
 }).meta({ id: "KeyCreated" });
 export const KeyPage = pageOf(Key).meta({ id: "KeyPage" });
 
-export const SecretPut = z.strictObject({ value: textOf(1, 65_536) }).meta({ id: "SecretPut" });
-export const Secret = z.object({ name: Name, createdAt: Time }).meta({ id: "Secret" });
+const SecretKeys = z
+  .array(z.string().regex(/^[0-9a-zA-Z_-]{1,64}$/))
+  .max(1000)
+  .optional()
+  .meta({ description: "Ids of the keys whose jobs may have it; all keys by default" });
+
+export const SecretPut = z
+  .strictObject({ value: textOf(1, 65_536), keys: SecretKeys })
+  .meta({ id: "SecretPut" });
+export type SecretPut = z.infer<typeof SecretPut>;
+export const Secret = z.object({ name: Name, keys: SecretKeys, createdAt: Time }).meta({ id: "Secret" });
 export type Secret = z.infer<typeof Secret>;
 export const SecretPage = pageOf(Secret).meta({ id: "SecretPage" });
 

@@ -16,8 +16,9 @@ export function secretCommand(): Command {
     .summary("Store a secret, from the standard input")
     .description("Stores what the standard input has, without one line end at its end, under a name")
     .argument("<name>", "name of the secret")
+    .option("--key <id>", "only for jobs of this key (may be repeated; default: of all keys)", collected)
     .addHelpText("after", "\nExamples:\n  flurry secret put db-password < password.txt")
-    .action((name: string, options: GatewayOptions) => store(name, options));
+    .action((name: string, options: PutOptions) => store(name, options));
   const list = command
     .command("ls")
     .summary("List the names of secrets")
@@ -35,15 +36,23 @@ export function secretCommand(): Command {
   return command;
 }
 
-async function store(name: string, options: GatewayOptions): Promise<void> {
+interface PutOptions extends GatewayOptions {
+  key?: string[];
+}
+
+function collected(value: string, previous: string[] = []): string[] {
+  return [...previous, value];
+}
+
+async function store(name: string, options: PutOptions): Promise<void> {
   const output = new Output({ json: options.json ?? false });
   if (process.stdin.isTTY) output.note("The secret's value, then Ctrl-D:");
   const value = (await readStdin()).replace(/\r?\n$/, "");
-  const checked = SecretPut.safeParse({ value });
+  const checked = SecretPut.safeParse({ value, keys: options.key });
   if (!checked.success) {
-    throw new FlurryError("BAD_ARGUMENT", `The value is not valid: ${checked.error.issues[0]?.message}`);
+    throw new FlurryError("BAD_ARGUMENT", `The secret is not valid: ${checked.error.issues[0]?.message}`);
   }
-  const secret = await gatewayClient(options).secrets.put(name, value);
+  const secret = await gatewayClient(options).secrets.put(name, value, { keys: options.key });
   output.emit({ event: "secret", ...secret });
   output.print(`Stored ${secret.name}`);
 }
@@ -53,10 +62,10 @@ async function show(options: GatewayOptions): Promise<void> {
   const rows: string[][] = [];
   for await (const secret of gatewayClient(options).secrets.list()) {
     output.emit({ event: "secret", ...secret });
-    rows.push([secret.name, secret.createdAt]);
+    rows.push([secret.name, secret.keys?.join(" ") ?? "all", secret.createdAt]);
   }
   if (rows.length === 0) output.note("No secrets");
-  else output.print(formatTable([{ title: "SECRET" }, { title: "CREATED" }], rows));
+  else output.print(formatTable([{ title: "SECRET" }, { title: "KEYS" }, { title: "CREATED" }], rows));
 }
 
 async function removeAll(names: string[], options: GatewayOptions): Promise<void> {

@@ -46,9 +46,14 @@ export class SecretsApi {
     this.#transport = transport;
   }
 
-  put(name: string, value: string, { signal }: CallOptions = {}): Promise<Secret> {
+  /** @param options.keys - ids of the keys whose jobs may have it. @default all */
+  put(
+    name: string,
+    value: string,
+    { keys, signal }: CallOptions & { keys?: string[] | undefined } = {},
+  ): Promise<Secret> {
     const path = `/v1/secrets/${encodeURIComponent(name)}`;
-    return this.#transport.json(path, Secret, { method: "PUT", json: { value }, signal });
+    return this.#transport.json(path, Secret, { method: "PUT", json: { value, keys }, signal });
   }
 
   list({ pageSize, signal }: ListOptions = {}): AsyncGenerator<Secret> {

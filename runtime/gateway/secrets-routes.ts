@@ -15,7 +15,8 @@ const putSecret = createRoute({
   tags,
   summary: "Set a secret",
   description:
-    "Workers name it in `secrets`; tasks that begin from now on get this value. No answer ever shows it.",
+    "Workers name it in `secrets`; tasks that begin from now on get this value. No answer ever shows it. " +
+    "With `keys` only jobs of these keys get it.",
   middleware: requireScope("admin"),
   request: { params, body: jsonBody(SecretPut) },
   responses: { 200: jsonResponse("It is stored", Secret), ...problems(408, 413, 415, 507) },
@@ -48,7 +49,7 @@ export function secretsRoutes({ store }: GatewayContext): OpenAPIHono<GatewayEnv
   const app = new OpenAPIHono<GatewayEnv>();
 
   app.openapi(putSecret, async (c) => {
-    return c.json(await store.secrets.put(c.req.valid("param").name, c.req.valid("json").value), 200);
+    return c.json(await store.secrets.put(c.req.valid("param").name, c.req.valid("json")), 200);
   });
 
   app.openapi(listSecrets, async (c) => c.json({ items: await store.secrets.list() }, 200));

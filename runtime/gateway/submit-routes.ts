@@ -90,7 +90,7 @@ export function submitRoutes(context: GatewayContext): OpenAPIHono<GatewayEnv> {
   app.openapi(validateJob, async (c) => {
     const { tasks, ...head } = c.req.valid("json");
     checkWebhook(context, head);
-    const { spec, worker } = await context.jobs.validate(head);
+    const { spec, worker } = await context.jobs.validate(head, c.var.principal.owner);
     const count = "count" in tasks ? tasks.count : tasks.inputs.length;
     return c.json({ valid: true as const, tasks: count, worker: { ...worker, image: spec.image } }, 200);
   });

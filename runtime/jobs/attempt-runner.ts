@@ -108,7 +108,7 @@ async function attemptOf(claim: Claim, store: Store): Promise<Attempt> {
   const text = inputOf(claim.input);
   const env: Record<string, string> = { ...spec.env, ...claim.env };
   for (const [variable, name] of Object.entries(spec.secrets)) {
-    const value = await store.secrets.value(name);
+    const value = await store.secrets.value(name, claim.owner);
     if (value === undefined) {
       throw new FlurryError("SECRET_NOT_FOUND", `There is no secret "${name}" for ${variable}`);
     }

@@ -74,12 +74,12 @@ export class Jobs implements AsyncDisposable {
    *
    * @throws FlurryError WORKER_NOT_FOUND, SECRET_NOT_FOUND
    */
-  async validate(head: JobHead): Promise<Resolved> {
+  async validate(head: JobHead, owner: string): Promise<Resolved> {
     const resolved = await this.#resolve(head.worker);
     for (const [variable, name] of Object.entries(resolved.spec.secrets)) {
-      if ((await this.#store.secrets.value(name)) !== undefined) continue;
+      if ((await this.#store.secrets.value(name, owner)) !== undefined) continue;
       throw new FlurryError("SECRET_NOT_FOUND", `There is no secret "${name}" for ${variable}`, {
-        hint: `store it first: flurry secret put ${name}, or PUT /v1/secrets/${name}`,
+        hint: `store it first, for your key: flurry secret put ${name}, or PUT /v1/secrets/${name}`,
       });
     }
     return resolved;
@@ -100,7 +100,7 @@ export class Jobs implements AsyncDisposable {
     const { owner, limits, idempotencyKey, bodyHash, signal } = submission;
     throwIfAborted(signal);
     const repeats = idempotencyKey !== undefined && (await this.#store.jobs.repeats(owner, idempotencyKey));
-    const resolved = await this.validate(head);
+    const resolved = await this.validate(head, submission.owner);
     // A repetition adds nothing, so no limit is in its way.
     using incoming = repeats ? undefined : await this.#intake.enter(owner, limits);
     await using draft = await this.#store.jobs.draft(newJob(head, resolved, submission));

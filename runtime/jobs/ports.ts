@@ -13,6 +13,7 @@ import type {
   Page,
   Retry,
   Secret,
+  SecretPut,
   SetAside,
   Task,
   TaskResult,
@@ -336,9 +337,13 @@ export interface KeyStore {
 
 /** Values are encrypted at rest. */
 export interface SecretStore {
-  put(name: string, value: string): Promise<Secret>;
-  /** @throws FlurryError STORE_FAILED when it cannot be decrypted, as with another key file */
-  value(name: string): Promise<string | undefined>;
+  put(name: string, secret: SecretPut): Promise<Secret>;
+  /**
+   * The value for jobs of a key; "" where there are no keys. Undefined also when it is for other keys alone.
+   *
+   * @throws FlurryError STORE_FAILED when it cannot be decrypted, as with another key file
+   */
+  value(name: string, owner: string): Promise<string | undefined>;
   list(): Promise<Secret[]>;
   remove(name: string): Promise<boolean>;
 }

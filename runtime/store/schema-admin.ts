@@ -29,6 +29,8 @@ export const adminSchema = `
   CREATE TABLE secrets (
     name TEXT PRIMARY KEY,
     sealed BLOB NOT NULL,
+    -- ids of the keys whose jobs may have it, as JSON; NULL for all
+    keys TEXT,
     created_at INTEGER NOT NULL
   ) STRICT;
 

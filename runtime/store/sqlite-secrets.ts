@@ -1,4 +1,4 @@
-import type { Secret } from "../api/mod.ts";
+import type { Secret, SecretPut } from "../api/mod.ts";
 import type { Clock } from "../clock.ts";
 import type { SecretStore } from "../jobs/ports.ts";
 import type { Database } from "./database.ts";
@@ -15,26 +15,30 @@ export class SqliteSecrets implements SecretStore {
     this.#sealer = sealer;
   }
 
-  async put(name: string, value: string): Promise<Secret> {
-    const sealed = this.#sealer.seal(value, ownerOf(name));
+  async put(name: string, { value, keys }: SecretPut): Promise<Secret> {
+    const sealed = this.#sealer.seal(value, sealedFor(name));
     const createdAt = this.#clock.now();
     await this.#database.write(() =>
       this.#database.run(
-        "INSERT OR REPLACE INTO secrets (name, sealed, created_at) VALUES (?, ?, ?)",
-        ...[name, sealed, createdAt],
+        "INSERT OR REPLACE INTO secrets (name, sealed, keys, created_at) VALUES (?, ?, ?, ?)",
+        ...[name, sealed, keys && JSON.stringify(keys), createdAt],
       ),
     );
-    return secretOf({ name, created_at: createdAt });
+    return { name, ...(keys && { keys }), createdAt: new Date(createdAt).toISOString() };
   }
 
-  async value(name: string): Promise<string | undefined> {
-    const row = this.#database.get<{ sealed: Uint8Array }>("SELECT sealed FROM secrets WHERE name = ?", name);
-    return row && this.#sealer.unseal(row.sealed, ownerOf(name));
+  async value(name: string, owner: string): Promise<string | undefined> {
+    const row = this.#database.get<{ sealed: Uint8Array; keys: string | null }>(
+      "SELECT sealed, keys FROM secrets WHERE name = ?",
+      name,
+    );
+    if (!row || !isFor(row.keys, owner)) return undefined;
+    return this.#sealer.unseal(row.sealed, sealedFor(name));
   }
 
   async list(): Promise<Secret[]> {
     return this.#database
-      .all<{ name: string; created_at: number }>("SELECT name, created_at FROM secrets ORDER BY name")
+      .all<SecretRow>("SELECT name, keys, created_at FROM secrets ORDER BY name")
       .map(secretOf);
   }
 
@@ -46,10 +50,26 @@ export class SqliteSecrets implements SecretStore {
   }
 }
 
-function secretOf({ name, created_at }: { name: string; created_at: number }): Secret {
-  return { name, createdAt: new Date(created_at).toISOString() };
+interface SecretRow {
+  name: string;
+  keys: string | null;
+  created_at: number;
 }
 
-function ownerOf(name: string): string {
+function secretOf({ name, keys, created_at }: SecretRow): Secret {
+  const createdAt = new Date(created_at).toISOString();
+  return { name, ...(keys !== null && { keys: keysOf(keys) }), createdAt };
+}
+
+/** Without keys in the gateway everybody may have everything. */
+function isFor(keys: string | null, owner: string): boolean {
+  return keys === null || owner === "" || keysOf(keys).includes(owner);
+}
+
+function keysOf(json: string): string[] {
+  return JSON.parse(json);
+}
+
+function sealedFor(name: string): string {
   return `secret "${name}"`;
 }

@@ -44,7 +44,7 @@ test("a secret is set, set again, listed by its name, and removed", async () => 
   for (const value of ["one", "two"]) {
     await gateway.json("/v1/secrets/token", { method: "PUT", json: { value } });
   }
-  expect(await gateway.context.store.secrets.value("token")).toBe("two");
+  expect(await gateway.context.store.secrets.value("token", "")).toBe("two");
   const { items } = await gateway.json<Page<Secret>>("/v1/secrets");
   expect(items).toEqual([{ name: "token", createdAt: expect.any(String) as unknown as string }]);
   expect((await gateway.fetch("/v1/secrets/token", { method: "DELETE" })).status).toBe(204);

@@ -121,7 +121,7 @@ describe("Dispatcher", () => {
       return { exitCode: 0 };
     };
     await using bench = await openBench({ script, slots: 1 });
-    await bench.store.secrets.put("token", "s3cret");
+    await bench.store.secrets.put("token", { value: "s3cret" });
     const inputs = ["a string", { a: [1] }, "x".repeat(33_000), "a\0b"];
     const env = { FROM: "worker", KEPT: "worker", TOKEN: "no", FLURRY_TASK_INDEX: "no" };
     const id = await bench.submit(
@@ -152,7 +152,7 @@ describe("Dispatcher", () => {
 
   test("fails a task whose secret has been removed since, without a child", async () => {
     await using bench = await openBench({ start: false });
-    await bench.store.secrets.put("token", "s3cret");
+    await bench.store.secrets.put("token", { value: "s3cret" });
     const id = await bench.submit({ count: 1 }, { worker: { ...worker, secrets: { TOKEN: "token" } } });
     await bench.store.secrets.remove("token");
     await bench.dispatcher.start();

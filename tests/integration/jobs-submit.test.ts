@@ -57,8 +57,19 @@ describe("submit()", () => {
       code: "SECRET_NOT_FOUND",
       message: 'There is no secret "token" for TOKEN',
     });
-    await bench.store.secrets.put("token", "value");
+    await bench.store.secrets.put("token", { value: "value" });
     await bench.submit({ count: 1 }, { worker });
+  });
+
+  test("refuses a job whose secret is for other keys, as if it were not there", async () => {
+    await using bench = await openBench({ start: false });
+    const worker = { ...spec, secrets: { TOKEN: "token" } };
+    await bench.store.secrets.put("token", { value: "value", keys: ["ann"] });
+    await bench.submit({ count: 1 }, { worker }, { owner: "ann" });
+    expect(await refusal(bench, { count: 1 }, { worker }, { owner: "eve" })).toMatchObject({
+      code: "SECRET_NOT_FOUND",
+      message: 'There is no secret "token" for TOKEN',
+    });
   });
 
   test("stores inputs as they come, and shows nothing before the last one", async () => {

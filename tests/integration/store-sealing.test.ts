@@ -94,35 +94,35 @@ describe("SqliteSecrets", () => {
     const path = join(directory.path, "secret.key");
     {
       using store = await openSecrets(directory.path);
-      await store.secrets.put("token", VALUE);
+      await store.secrets.put("token", { value: VALUE });
     }
     const key = readFileSync(path);
     rmSync(path);
     {
       using store = await openSecrets(directory.path);
-      const error = await rejection(store.secrets.value("token"));
+      const error = await rejection(store.secrets.value("token", ""));
       expect(error.code).toBe("STORE_FAILED");
       expect(error.message).toBe(`Cannot decrypt secret "token" with the key in "${path}"`);
       expect((error as FlurryError).hint).toContain("Put the key file back");
       expect(await store.secrets.list()).toHaveLength(1);
-      await store.secrets.put("other", "new");
-      expect(await store.secrets.value("other")).toBe("new");
+      await store.secrets.put("other", { value: "new" });
+      expect(await store.secrets.value("other", "")).toBe("new");
     }
     writeFileSync(path, key);
     using store = await openSecrets(directory.path);
-    expect(await store.secrets.value("token")).toBe(VALUE);
+    expect(await store.secrets.value("token", "")).toBe(VALUE);
   });
 
   test("does not give one secret's value for another one's", async () => {
     using directory = temporaryDirectory();
     using store = await openSecrets(directory.path);
-    await store.secrets.put("mine", VALUE);
-    await store.secrets.put("yours", "another value");
+    await store.secrets.put("mine", { value: VALUE });
+    await store.secrets.put("yours", { value: "another value" });
     store.database.run(
       "UPDATE secrets SET sealed = (SELECT sealed FROM secrets WHERE name = 'mine') WHERE name = 'yours'",
     );
-    expect((await rejection(store.secrets.value("yours"))).code).toBe("STORE_FAILED");
-    expect(await store.secrets.value("mine")).toBe(VALUE);
+    expect((await rejection(store.secrets.value("yours", ""))).code).toBe("STORE_FAILED");
+    expect(await store.secrets.value("mine", "")).toBe(VALUE);
   });
 });
 

@@ -46,28 +46,41 @@ export function secretStoreConformance(open: OpenPort<SecretStore>): void {
       "value() gives %j as it was put, also after a restart",
       async (value) => {
         await using store = await open();
-        expect(await store.port.put("token", value)).toEqual({ name: "token", createdAt: NOON });
-        expect(await store.port.value("token")).toBe(value);
+        expect(await store.port.put("token", { value })).toEqual({ name: "token", createdAt: NOON });
+        expect(await store.port.value("token", "")).toBe(value);
         await store.reopen();
-        expect(await store.port.value("token")).toBe(value);
+        expect(await store.port.value("token", "")).toBe(value);
       },
     );
 
+    test("value() gives what is for some keys to these alone, and to everybody where there are no keys", async () => {
+      await using store = await open();
+      await store.port.put("token", { value: "1", keys: ["ann", "bob"] });
+      expect(await store.port.list()).toEqual([{ name: "token", keys: ["ann", "bob"], createdAt: NOON }]);
+      const given = async () =>
+        Promise.all(["ann", "bob", "eve", "an", ""].map((key) => store.port.value("token", key)));
+      expect(await given()).toEqual(["1", "1", undefined, undefined, "1"]);
+      await store.port.put("token", { value: "2", keys: [] });
+      expect(await given()).toEqual([undefined, undefined, undefined, undefined, "2"]);
+      await store.port.put("token", { value: "3" });
+      expect(await given()).toEqual(["3", "3", "3", "3", "3"]);
+    });
+
     test("put() replaces, list() has names and times, remove() takes one", async () => {
       await using store = await open();
-      await store.port.put("b", "1");
-      await store.port.put("a", "2");
+      await store.port.put("b", { value: "1" });
+      await store.port.put("a", { value: "2" });
       store.clock.advance(1000);
-      await store.port.put("b", "3");
-      expect(await store.port.value("b")).toBe("3");
+      await store.port.put("b", { value: "3" });
+      expect(await store.port.value("b", "")).toBe("3");
       expect(await store.port.list()).toEqual([
         { name: "a", createdAt: NOON },
         { name: "b", createdAt: "2026-01-31T12:00:01.000Z" },
       ]);
       expect(await store.port.remove("a")).toBe(true);
       expect(await store.port.remove("a")).toBe(false);
-      expect(await store.port.value("a")).toBeUndefined();
-      expect(await store.port.value("b")).toBe("3");
+      expect(await store.port.value("a", "")).toBeUndefined();
+      expect(await store.port.value("b", "")).toBe("3");
     });
   });
 }

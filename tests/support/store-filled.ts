@@ -24,7 +24,7 @@ const HOST = { id: "h1", name: "alpha", cores: 2, memoryBytes: 2 ** 32, slots: 2
 /** Puts something into every part of a store: a job that has ended and one that runs among it. */
 export async function fillStore(store: Store): Promise<void> {
   await store.keys.create(KEY);
-  await store.secrets.put("token", SECRET);
+  await store.secrets.put("token", { value: SECRET });
   await store.workers.put("render", SPEC);
   await store.hosts.register(HOST);
   const webhook = { url: "https://example.com/hook", secret: WEBHOOK_SECRET, events: [] };
@@ -52,7 +52,7 @@ export async function fillStore(store: Store): Promise<void> {
 /** Checks that a store that was opened again has all that `fillStore` put into it. */
 export async function expectFilled(store: Store): Promise<void> {
   expect(await store.keys.find("k1")).toMatchObject(KEY);
-  expect(await store.secrets.value("token")).toBe(SECRET);
+  expect(await store.secrets.value("token", "")).toBe(SECRET);
   expect(await store.workers.get("render")).toMatchObject({ version: 1, current: true, spec: SPEC });
   expect(await store.hosts.list()).toMatchObject([{ id: "h1", slots: 2, state: "down" }]);
   await expectEnded(store);
