@@ -20,6 +20,8 @@ export const WEBHOOK_ATTEMPTS = WAITS.length + 1;
 const MAX_RETRY_AFTER = 2 * HOUR;
 /** Attempts at the same time. */
 const CONCURRENCY = 16;
+/** Of these to one receiver, so that one that does not answer takes no more of the places. */
+const PER_RECEIVER = 4;
 /** For name, connection, request and the head of the answer. */
 const TIMEOUT_MS = 15 * SECOND;
 /** Before the store is asked again after it has failed; and for as long as it fails, that times 2 up to … */
@@ -94,9 +96,9 @@ export class WebhookSender implements AsyncDisposable {
   async #takeDue(): Promise<number | undefined> {
     const free = CONCURRENCY - this.#active.size;
     if (free <= 0) return undefined;
-    const due = await this.#options.deliveries.takeDue(free);
+    const due = await this.#options.deliveries.takeDue(free, PER_RECEIVER);
     for (const delivery of due) this.#begin(delivery);
-    return due.length === free ? undefined : this.#options.deliveries.nextMs();
+    return due.length === free ? undefined : this.#options.deliveries.nextMs(PER_RECEIVER);
   }
 
   async #woken(waitMs: number | undefined): Promise<void> {

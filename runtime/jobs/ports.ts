@@ -362,8 +362,13 @@ export interface DueDelivery {
 }
 
 export interface DeliveryStore {
-  /** Deliveries that are due and that nobody has taken. They are the caller's until `attempted` or a restart. */
-  takeDue(limit: number): Promise<DueDelivery[]>;
+  /**
+   * Deliveries that are due and that nobody has taken. They are the caller's until `attempted` or a restart.
+   *
+   * @param perReceiver - most that may be taken at the same time of those to one scheme, host and port; the
+   * others to it are passed by. @default Infinity
+   */
+  takeDue(limit: number, perReceiver?: number): Promise<DueDelivery[]>;
   /** Notes how an attempt went; without `retryInMs` it was the last one. */
   attempted(
     id: string,
@@ -376,7 +381,8 @@ export interface DeliveryStore {
     },
   ): Promise<void>;
   list(job: string): Promise<Delivery[]>;
-  nextMs(): Promise<number | undefined>;
+  /** Until `takeDue` gives something; undefined if it does not before something else happens. */
+  nextMs(perReceiver?: number): Promise<number | undefined>;
   onDue(listener: () => void): Disposable;
 }
 

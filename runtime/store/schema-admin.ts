@@ -40,14 +40,24 @@ export const adminSchema = `
     job TEXT NOT NULL,
     event TEXT NOT NULL,
     url TEXT NOT NULL,
+    -- scheme, host and port of it
+    receiver TEXT NOT NULL,
     secret TEXT,
     body TEXT NOT NULL,
     state TEXT NOT NULL,
     -- by the monotonic clock of the process; 0: at once
     due REAL NOT NULL
   ) STRICT;
-  CREATE INDEX deliveries_due ON deliveries (due) WHERE state = 'pending';
+  CREATE INDEX deliveries_pending ON deliveries (receiver, due) WHERE state = 'pending';
   CREATE INDEX deliveries_job ON deliveries (job);
+
+  -- First pending message of each receiver: many messages to one are passed by in one step.
+  CREATE TABLE receivers (
+    receiver TEXT PRIMARY KEY,
+    due REAL NOT NULL,
+    seq INTEGER NOT NULL
+  ) STRICT, WITHOUT ROWID;
+  CREATE INDEX receivers_due ON receivers (due, seq);
 
   CREATE TABLE delivery_attempts (
     id INTEGER PRIMARY KEY,

@@ -12,12 +12,16 @@ interface Row {
   job: string;
   event: WebhookEvent;
   url: string;
+  receiver: string;
   secret: string | null;
   body: string;
   state: Delivery["state"];
   due: number;
   attempts: number;
 }
+
+/** A message that is pending, and where it is in the order. */
+type Pending = Pick<Row, "id" | "receiver" | "due" | "seq">;
 
 interface AttemptRow {
   at: number;
@@ -32,15 +36,22 @@ export class SqliteDeliveries implements DeliveryStore, Outbox {
   readonly #clock: Clock;
   readonly #sealer: Sealer;
   readonly #listeners = new Listeners();
-  /** Those that somebody is delivering. */
-  readonly #taken = new Set<string>();
+  /** Ids of those that somebody is delivering, each with its receiver. */
+  readonly #taken = new Map<string, string>();
 
   constructor(database: Database, clock: Clock, sealer: Sealer) {
     this.#database = database;
     this.#clock = clock;
     this.#sealer = sealer;
     // Their times were those of another process. Who was delivering may have come to an end or not.
-    database.transaction(() => database.run("UPDATE deliveries SET due = 0 WHERE state = 'pending'"));
+    database.transaction(() => {
+      database.run("UPDATE deliveries SET due = 0 WHERE state = 'pending' AND due > 0");
+      database.run("DELETE FROM receivers");
+      database.run(
+        `INSERT INTO receivers (receiver, due, seq)
+         SELECT receiver, 0, min(seq) FROM deliveries WHERE state = 'pending' GROUP BY receiver`,
+      );
+    });
   }
 
   seal(job: string, secret: string): string {
@@ -48,33 +59,41 @@ export class SqliteDeliveries implements DeliveryStore, Outbox {
   }
 
   enqueue({ id, job, event, url, secret, body }: NewDelivery): void {
+    const receiver = receiverOf(url);
     this.#database.run(
-      `INSERT INTO deliveries (id, job, event, url, secret, body, state, due)
-       VALUES (?, ?, ?, ?, ?, ?, 'pending', 0)`,
-      ...[id, job, event, url, secret, body],
+      `INSERT INTO deliveries (id, job, event, url, receiver, secret, body, state, due)
+       VALUES (?, ?, ?, ?, ?, ?, ?, 'pending', 0)`,
+      ...[id, job, event, url, receiver, secret, body],
     );
+    this.#setFirst(receiver);
   }
 
   forget(job: string): void {
+    const to = this.#database.all<Pick<Row, "receiver">>(
+      "SELECT DISTINCT receiver FROM deliveries WHERE job = ?",
+      job,
+    );
     this.#database.run("DELETE FROM deliveries WHERE job = ?", job);
+    for (const { receiver } of to) this.#setFirst(receiver);
   }
 
   wake(): void {
     this.#listeners.emit();
   }
 
-  async takeDue(limit: number): Promise<DueDelivery[]> {
-    const rows = this.#database.all<Row>(
-      `SELECT *, (SELECT count(*) FROM delivery_attempts WHERE delivery = seq) AS attempts
-       FROM deliveries WHERE state = 'pending' AND due <= ? ORDER BY due, seq LIMIT ?`,
-      ...[this.#clock.monotonic(), limit + this.#taken.size],
-    );
-    const free = rows.filter(({ id }) => !this.#taken.has(id)).slice(0, limit);
-    for (const { id } of free) this.#taken.add(id);
+  async takeDue(limit: number, perReceiver = Number.POSITIVE_INFINITY): Promise<DueDelivery[]> {
+    const now = this.#clock.monotonic();
+    const rows: Row[] = [];
     try {
-      return await this.#readable(free);
+      while (rows.length < limit) {
+        const next = this.#next(perReceiver);
+        if (!next || next.due > now) break;
+        rows.push(this.#row(next));
+        this.#taken.set(next.id, next.receiver);
+      }
+      return await this.#readable(rows);
     } catch (error) {
-      for (const { id } of free) this.#taken.delete(id);
+      for (const { id } of rows) this.#taken.delete(id);
       throw error;
     }
   }
@@ -87,10 +106,14 @@ export class SqliteDeliveries implements DeliveryStore, Outbox {
     const state = ok ? "delivered" : retry ? "pending" : "failed";
     const due = this.#clock.monotonic() + (retryInMs ?? 0);
     await this.#database.write(() => {
-      const row = this.#database.get<{ seq: number }>("SELECT seq FROM deliveries WHERE id = ?", id);
+      const row = this.#database.get<Pick<Row, "seq" | "receiver">>(
+        "SELECT seq, receiver FROM deliveries WHERE id = ?",
+        id,
+      );
       // Its job has been removed meanwhile.
       if (!row) return;
       this.#database.run("UPDATE deliveries SET state = ?, due = ? WHERE seq = ?", state, due, row.seq);
+      this.#setFirst(row.receiver);
       this.#database.run(
         "INSERT INTO delivery_attempts (delivery, at, status, error, ms) VALUES (?, ?, ?, ?, ?)",
         ...[row.seq, this.#clock.now(), status, error, Math.round(ms)],
@@ -105,17 +128,58 @@ export class SqliteDeliveries implements DeliveryStore, Outbox {
     return rows.map((row) => this.#deliveryOf(row));
   }
 
-  async nextMs(): Promise<number | undefined> {
-    const rows = this.#database.all<{ id: string; due: number }>(
-      "SELECT id, due FROM deliveries WHERE state = 'pending' ORDER BY due LIMIT ?",
-      this.#taken.size + 1,
-    );
-    const next = rows.find(({ id }) => !this.#taken.has(id));
+  async nextMs(perReceiver = Number.POSITIVE_INFINITY): Promise<number | undefined> {
+    const next = this.#next(perReceiver);
     return next && Math.max(0, next.due - this.#clock.monotonic());
   }
 
   onDue(listener: () => void): Disposable {
     return this.#listeners.add(listener);
+  }
+
+  /** The first that nobody has taken, and whose receiver is below its bound. */
+  #next(perReceiver: number): Pending | undefined {
+    const busy = new Map<string, number>();
+    for (const receiver of this.#taken.values()) busy.set(receiver, (busy.get(receiver) ?? 0) + 1);
+    // What the others begin with is behind the first of a receiver that is not busy.
+    const firsts = this.#database.all<Pick<Pending, "receiver" | "due" | "seq">>(
+      "SELECT receiver, due, seq FROM receivers ORDER BY due, seq LIMIT ?",
+      busy.size + 1,
+    );
+    return firsts
+      .filter(({ receiver }) => (busy.get(receiver) ?? 0) < perReceiver)
+      .map(({ receiver }) => this.#nextTo(receiver, busy.get(receiver) ?? 0))
+      .filter((next) => next !== undefined)
+      .sort((one, other) => one.due - other.due || one.seq - other.seq)[0];
+  }
+
+  /** The first message to a receiver that nobody has taken, when so many of its messages are taken. */
+  #nextTo(receiver: string, taken: number): Pending | undefined {
+    return this.#database
+      .all<Pending>(
+        `SELECT id, receiver, due, seq FROM deliveries WHERE state = 'pending' AND receiver = ?
+         ORDER BY due, seq LIMIT ?`,
+        ...[receiver, taken + 1],
+      )
+      .find(({ id }) => !this.#taken.has(id));
+  }
+
+  #row({ seq }: Pending): Row {
+    return this.#database.get<Row>(
+      `SELECT *, (SELECT count(*) FROM delivery_attempts WHERE delivery = seq) AS attempts
+       FROM deliveries WHERE seq = ?`,
+      seq,
+    )!;
+  }
+
+  /** Brings the table of receivers up to date. Called within the transaction of a change. */
+  #setFirst(receiver: string): void {
+    this.#database.run("DELETE FROM receivers WHERE receiver = ?", receiver);
+    this.#database.run(
+      `INSERT INTO receivers (receiver, due, seq) SELECT receiver, due, seq FROM deliveries
+       WHERE state = 'pending' AND receiver = ? ORDER BY due, seq LIMIT 1`,
+      receiver,
+    );
   }
 
   /** Ends those whose secret cannot be decrypted: nobody can sign them, and the others shall not wait. */
@@ -156,6 +220,12 @@ export class SqliteDeliveries implements DeliveryStore, Outbox {
       ...(waits ? { nextTryAt: new Date(nextTryAt).toISOString() } : {}),
     };
   }
+}
+
+/** Scheme, host and port in one way of writing for all URLs that lead to the same. */
+function receiverOf(url: string): string {
+  const { protocol, hostname, port } = new URL(url);
+  return `${protocol}//${hostname.replace(/\.$/, "")}:${port}`;
 }
 
 function ownerOf(job: string): string {

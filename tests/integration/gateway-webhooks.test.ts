@@ -1,5 +1,6 @@
 import { describe, expect, test } from "bun:test";
 import { createHmac } from "node:crypto";
+import type { ServerResponse } from "node:http";
 import { WebhookGuard } from "../../runtime/gateway/webhook-guard.ts";
 import { WEBHOOK_ATTEMPTS } from "../../runtime/gateway/webhook-sender.ts";
 import { testCertificate } from "../support/gateway-certificate.ts";
@@ -154,12 +155,63 @@ describe("WebhookSender", () => {
   });
 
   test("has at most 16 attempts under way", async () => {
-    await using receiver = await Receiver.open((response) => setTimeout(() => response.end(), 5));
+    await using stack = new AsyncDisposableStack();
+    const held: ServerResponse[] = [];
+    const hold = (response: ServerResponse) => void held.push(response);
+    const receivers = await Promise.all(
+      Array.from({ length: 5 }, async () => stack.use(await Receiver.open(hold))),
+    );
     await using bench = await WebhookBench.open();
-    for (let job = 0; job < 40; job++) await bench.canceledJob(`http://${receiver.host}/`);
-    await bench.deliveries.until(() => bench.deliveries.noted === 40);
-    expect(receiver.received).toHaveLength(40);
-    expect(receiver.mostOpen).toBeLessThanOrEqual(16);
+    for (let job = 0; job < 4; job++) {
+      for (const { host } of receivers) await bench.canceledJob(`http://${host}/`);
+    }
+    while (held.length < 16) await settled();
+    await settled();
+    expect(held).toHaveLength(16);
+    held[0]!.end();
+    while (held.length < 17) await settled();
+    await settled();
+    expect(held).toHaveLength(17);
+  });
+
+  test("has 4 attempts under way to a receiver that does not answer, and delays no message to another", async () => {
+    const held: ServerResponse[] = [];
+    await using tarpit = await Receiver.open((response) => void held.push(response));
+    await using other = await Receiver.open(status(200));
+    await using bench = await WebhookBench.open({ timeoutMs: 600_000 });
+    for (let job = 0; job < 50; job++) await bench.canceledJob(`http://${tarpit.host}/${job}`);
+    await tarpit.count(4);
+    for (let job = 0; job < 20; job++) await bench.canceledJob(`http://${other.host}/`);
+    await bench.deliveries.until(() => bench.deliveries.noted === 20);
+    expect(other.received).toHaveLength(20);
+    await settled();
+    expect(tarpit.received).toHaveLength(4);
+    while (bench.deliveries.noted < 70) {
+      const noted = bench.deliveries.noted;
+      held.shift()!.end();
+      await bench.deliveries.until(() => bench.deliveries.noted > noted);
+      const begun = Math.min(50, noted - 20 + 5);
+      await tarpit.count(begun);
+      expect(tarpit.received).toHaveLength(begun);
+    }
+    expect(new Set(tarpit.received.map(({ path }) => path)).size).toBe(50);
+  });
+
+  test("delivers all after a restart, also those that waited for a place with their receiver", async () => {
+    let answering = false;
+    await using tarpit = await Receiver.open((response) => void (answering && response.end()));
+    await using bench = await WebhookBench.open({ timeoutMs: 600_000 });
+    for (let job = 0; job < 20; job++) await bench.canceledJob(`http://${tarpit.host}/${job}`);
+    await tarpit.count(4);
+    answering = true;
+    await bench.restart();
+    await bench.deliveries.until(() => bench.deliveries.noted === 20);
+    expect(bench.outcomes).toEqual(Array(20).fill("delivered"));
+    const times = (path: string) => tarpit.received.filter((each) => each.path === path).length;
+    expect(Array.from({ length: 20 }, (_, job) => times(`/${job}`))).toEqual([
+      ...Array(4).fill(2),
+      ...Array(16).fill(1),
+    ]);
   });
 
   test("delivers after a restart what was under way, as the same message", async () => {

@@ -43,9 +43,9 @@ deliveryStoreConformance(async () => {
 });
 
 class Deliveries extends PortInDirectory<SqliteDeliveries> implements DeliveriesUnderTest {
-  async enqueue({ id, job, secret }: TestDelivery): Promise<void> {
+  async enqueue({ id, job, secret, url = URL }: TestDelivery): Promise<void> {
     const sealed = secret && this.port.seal(job, secret);
-    this.port.enqueue({ id, job, event: EVENT, url: URL, secret: sealed, body: `body of ${id}` });
+    this.port.enqueue({ id, job, event: EVENT, url, secret: sealed, body: `body of ${id}` });
     this.port.wake();
   }
 }

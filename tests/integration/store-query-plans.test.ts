@@ -1,6 +1,7 @@
 import { describe, expect, test } from "bun:test";
 import { join } from "node:path";
 import { DatabaseSync, type StatementSync } from "node:sqlite";
+import type { Store } from "../../runtime/jobs/ports.ts";
 import { openStore } from "../../runtime/store/open.ts";
 import { ManualClock } from "../support/jobs-clock.ts";
 import {
@@ -32,6 +33,9 @@ const LARGE = [
   "events",
   "job_tags",
   "idempotency",
+  "deliveries",
+  "delivery_attempts",
+  "receivers",
 ];
 
 /** Runs `work`, and returns the statements that were prepared meanwhile. On Deno `prepare` is no method of the prototype. */
@@ -63,7 +67,10 @@ describe.skipIf("deno" in process.versions)("the embedded store", () => {
       const plan = database.all(`EXPLAIN QUERY PLAN ${sql}`);
       for (const { detail } of plan) {
         const scanned = /^SCAN (\w+)/.exec(detail)?.[1];
-        const partial = /USING (?:COVERING )?INDEX (?:jobs_step|jobs_draft|tasks_delayed)\b/.test(detail);
+        const partial =
+          /USING (?:COVERING )?INDEX (?:jobs_step|jobs_draft|tasks_delayed|deliveries_pending|receivers_due)\b/.test(
+            detail,
+          );
         const scans = scanned !== undefined && scanned !== "CONSTANT" && !SMALL.includes(scanned) && !partial;
         if (scans || detail.includes("ORDER BY")) bad.push(`${detail}: ${sql}`);
       }
@@ -128,7 +135,21 @@ async function everything(dir: string): Promise<void> {
     await queue.abandoned();
     await queue.cleared(["token"]);
     await runAll(store);
+    await everythingOfDeliveries(store);
   }
+}
+
+/** Asks everything that has to do with messages to webhooks. */
+async function everythingOfDeliveries(store: Store): Promise<void> {
+  const { jobs, deliveries } = store;
+  const webhook = { url: "https://example.com/", events: ["job.canceled" as const] };
+  const { job } = await submit(store, 1, { webhook });
+  await jobs.cancel(job.id, "enough");
+  for (const { id } of await deliveries.takeDue(2, 1)) await deliveries.attempted(id, { ms: 1, ok: true });
+  await deliveries.nextMs(1);
+  expect(await deliveries.list(job.id)).toMatchObject([{ state: "delivered" }]);
+  await jobs.remove(job.id);
+  await jobs.purged(job.id);
 }
 
 function openDatabase(file: string): Disposable & { all: (sql: string) => { detail: string }[] } {

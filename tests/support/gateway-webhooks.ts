@@ -29,16 +29,11 @@ export function status(code: number, headers: Record<string, string> = {}): Answ
 /** A server on loopback that gets webhooks. */
 export class Receiver implements AsyncDisposable {
   readonly received: Received[] = [];
-  /** Requests that have not been answered, now and at most. */
-  open = 0;
-  mostOpen = 0;
   readonly #server: http.Server | https.Server;
   #arrived = Promise.withResolvers<void>();
 
   private constructor(answer: Answer, secure: boolean) {
     const listener = (request: http.IncomingMessage, response: http.ServerResponse) => {
-      this.mostOpen = Math.max(this.mostOpen, ++this.open);
-      response.on("close", () => this.open--);
       const parts: Buffer[] = [];
       request.on("data", (part: Buffer) => parts.push(part));
       request.on("end", () => {
@@ -114,16 +109,16 @@ class NotedDeliveries implements DeliveryStore {
     while (!holds()) await this.#change.promise;
   }
 
-  takeDue(limit: number) {
-    return this.#inner.takeDue(limit);
+  takeDue(...limits: Parameters<DeliveryStore["takeDue"]>) {
+    return this.#inner.takeDue(...limits);
   }
 
   list(job: string) {
     return this.#inner.list(job);
   }
 
-  nextMs() {
-    return this.#inner.nextMs();
+  nextMs(...limits: Parameters<DeliveryStore["nextMs"]>) {
+    return this.#inner.nextMs(...limits);
   }
 
   onDue(listener: () => void) {

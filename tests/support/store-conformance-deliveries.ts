@@ -9,6 +9,8 @@ export interface TestDelivery {
   id: string;
   job: string;
   secret?: string;
+  /** @default URL */
+  url?: string;
 }
 
 /** A DeliveryStore and the way that messages come into it. */
@@ -16,7 +18,7 @@ export interface DeliveriesUnderTest extends PortUnderTest<DeliveryStore> {
   enqueue(delivery: TestDelivery): Promise<void>;
 }
 
-/** What every DeliveryStore does. `enqueue` has `EVENT`, `URL` and the body `body of ID`. */
+/** What every DeliveryStore does. `enqueue` has `EVENT` and the body `body of ID`. */
 export function deliveryStoreConformance(open: () => Promise<DeliveriesUnderTest>): void {
   describe("a DeliveryStore", () => {
     test("takeDue() gives each message once, first come first served, up to the limit", async () => {
@@ -33,6 +35,34 @@ export function deliveryStoreConformance(open: () => Promise<DeliveriesUnderTest
       expect(idsOf(await store.port.takeDue(10))).toEqual(["m3"]);
       expect(await store.port.takeDue(10)).toEqual([]);
       expect(await store.port.nextMs()).toBeUndefined();
+    });
+
+    test("takeDue() passes by messages to a receiver that has as many taken as it may have", async () => {
+      await using store = await open();
+      const first = ["https://a.test/1", "https://A.test:443/2", "https://a.test./3", "https://a.test/4"];
+      for (const [at, url] of first.entries()) await store.enqueue({ id: `a${at + 1}`, job: "a", url });
+      await store.enqueue({ id: "b1", job: "b", url: "https://a.test:444/" });
+      await store.enqueue({ id: "c1", job: "c", url: "http://a.test/" });
+      expect(idsOf(await store.port.takeDue(3, 2))).toEqual(["a1", "a2", "b1"]);
+      expect(await store.port.nextMs(2)).toBe(0);
+      expect(idsOf(await store.port.takeDue(9, 2))).toEqual(["c1"]);
+      expect(await store.port.nextMs(2)).toBeUndefined();
+      await store.port.attempted("a2", { ms: 1, ok: false, retryInMs: 10 });
+      expect(idsOf(await store.port.takeDue(9, 2))).toEqual(["a3"]);
+      await store.port.attempted("a1", { status: 200, ms: 1, ok: true });
+      await store.port.attempted("a3", { status: 410, ms: 1, ok: false });
+      expect(idsOf(await store.port.takeDue(9, 2))).toEqual(["a4"]);
+      expect(await store.port.nextMs(2)).toBe(10);
+      store.clock.advance(10);
+      expect(idsOf(await store.port.takeDue(9, 2))).toEqual(["a2"]);
+    });
+
+    test("what is taken keeps its receiver's other messages in their order", async () => {
+      await using store = await open();
+      await store.enqueue({ id: "a1", job: "a", url: "https://a.test/" });
+      await store.enqueue({ id: "b1", job: "b", url: "https://b.test/" });
+      await store.enqueue({ id: "a2", job: "a", url: "https://a.test/" });
+      for (const id of ["a1", "b1", "a2"]) expect(idsOf(await store.port.takeDue(1))).toEqual([id]);
     });
 
     test("a message is due again after its wait, by the monotonic clock alone", async () => {
