@@ -28,6 +28,7 @@ export const errorCodes = {
 
   FREEZE_FAILED: { http: 500, exit: 5 },
   DESCRIPTOR_INVALID: { http: 422, exit: 5 },
+  STREAM_INVALID: { http: 422, exit: 5 },
   FINGERPRINT_MISMATCH: { http: 409, exit: 5 },
   IMAGE_CORRUPT: { http: 500, exit: 5 },
   FORK_FAILED: { http: 500, exit: 5 },

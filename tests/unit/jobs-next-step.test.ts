@@ -51,6 +51,7 @@ const classes: Record<FailureClass, (keyof typeof errorCodes)[]> = {
     "BOOT_FAILED",
     "FREEZE_FAILED",
     "DESCRIPTOR_INVALID",
+    "STREAM_INVALID",
     "FINGERPRINT_MISMATCH",
     "IMAGE_CORRUPT",
     "FORK_FAILED",
