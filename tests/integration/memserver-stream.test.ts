@@ -140,13 +140,14 @@ async function migrated(capabilities: ("postcopy-ram" | "x-ignore-shared")[]) {
     });
   const postcopy = capabilities.includes("postcopy-ram");
   const path = join(dir, "s");
-  const server = createServer();
+  using stack = new DisposableStack();
+  const server = stack.adopt(createServer(), (listening) => listening.close());
   server.listen(path);
   await once(server, "listening");
   chmodSync(path, 0o666);
   await set(true);
   const connection = once(server, "connection");
-  const completed = qmp.expect("MIGRATION", {
+  using completed = qmp.expect("MIGRATION", {
     timeoutMs: TEST_MS,
     filter: ({ data }) => data.status === "completed" || data.status === "failed",
   });
@@ -157,7 +158,6 @@ async function migrated(capabilities: ("postcopy-ram" | "x-ignore-shared")[]) {
   if (postcopy) await qmp.executeUntyped("migrate-start-postcopy");
   const hashes = await capturing;
   expect((await completed).data.status).toBe("completed");
-  server.close();
   await set(false);
   return { capture, hashes };
 }

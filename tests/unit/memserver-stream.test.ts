@@ -1,5 +1,5 @@
 import { describe, expect, test } from "bun:test";
-import { MAX_DEVICE_BYTES, PAGE_BYTES, type PageItem } from "../../memserver/stream/format.ts";
+import { MAX_BLOCKS, MAX_DEVICE_BYTES, PAGE_BYTES, type PageItem } from "../../memserver/stream/format.ts";
 import { StreamReader } from "../../memserver/stream/reader.ts";
 import { StreamWriter } from "../../memserver/stream/writer.ts";
 import {
@@ -26,6 +26,12 @@ const RUN = "08 0005 0000";
 
 function bytes(...hex: string[]): Buffer {
   return Buffer.from(hex.join("").replaceAll(" ", ""), "hex");
+}
+
+function capabilities(name: string): string {
+  const id = Buffer.from("configuration/capabilities").toString("hex");
+  const length = name.length.toString(16).padStart(2, "0");
+  return `05 1a ${id} 00000001 00000001 ${length} ${Buffer.from(name).toString("hex")}`;
 }
 
 function packaged(...hex: string[]): string {
@@ -97,11 +103,8 @@ describe("StreamReader", () => {
   });
 
   test("reads capabilities, and the addresses that one of them adds", () => {
-    const name = Buffer.from("configuration/capabilities").toString("hex");
-    const capability = Buffer.from("x-ignore-shared").toString("hex");
-    const capabilities = `05 1a ${name} 00000001 00000001 0f ${capability}`;
     const list = BLOCK_LIST.replace("72 0000000000002000", "72 0000000000002000 0000000100000000");
-    const stream = bytes(HEAD, capabilities, list, END, "00");
+    const stream = bytes(HEAD, capabilities("x-ignore-shared"), list, END, "00");
     const items = readAll(stream, [3]);
     expect(items[1]).toMatchObject({ capabilities: ["x-ignore-shared"] });
     expect(items[2]).toMatchObject({ blocks: [{ name: "r", bytes: 8192, address: 0x1_0000_0000n }] });
@@ -144,6 +147,15 @@ describe("StreamReader", () => {
     ["machine name has 0 bytes", 8, ["5145564d00000003 07 00000000"]],
     ["machine name has 4294967295 bytes", 8, ["5145564d00000003 07 ffffffff"]],
     ["unexpected subsection", 14, [HEAD, "05 01 78 00000001 00000001"]],
+    ["unexpected subsection", 66, [HEAD, capabilities("x-ignore-shared"), capabilities("x-ignore-shared")]],
+    ['"mapped-ram" is not supported', 14, [HEAD, capabilities("mapped-ram")]],
+    ["0 capabilities", 14, [HEAD, capabilities("").replace("00000001 00000001 00", "00000001 00000000")]],
+    [
+      "capabilities of version 2",
+      14,
+      [HEAD, capabilities("").replace("00000001 00000001", "00000002 00000001")],
+    ],
+    ['"" is no name', 50, [HEAD, capabilities("")]],
     ["unknown section type 9", 14, [HEAD, "09"]],
     ["unknown section type 126", 14, [HEAD, "7e"]],
     ["unknown section", 14, [HEAD, "01 00000002 03 72616e 00000000 00000004 0000000000002004"]],
@@ -211,6 +223,47 @@ describe("StreamReader", () => {
     const reader = new StreamReader(() => undefined);
     expect(() => reader.push(Buffer.alloc(8))).toThrow("offset 0");
     expect(() => reader.push(precopyStream())).toThrow("offset 0");
+  });
+
+  test("is not misled by device state that looks like what follows it", () => {
+    const description = "00 06 00000002 7b7d";
+    const ping = "08 0002 0004 00000003";
+    const inner = `04 00000009 01 64 00000000 00000001 ${description} ${ping} ${RUN} 7e 00000009`;
+    for (const tail of ["00", description]) {
+      const items = readAll(bytes(HEAD, inner, inner, tail), [5]);
+      expect(items[2]).toEqual({ kind: "devices", at: 14, bytes: bytes(inner, inner) });
+      expect(written(items).equals(bytes(HEAD, inner, inner, tail))).toBe(true);
+    }
+    const items = readAll(bytes(HEAD, BLOCK_LIST, packaged(LISTEN, inner, RUN), END, "00"));
+    const packageItem = items.find((item) => item.kind === "package");
+    expect(packageItem?.items.map(({ kind }) => kind)).toEqual(["listen", "devices", "run"]);
+    expect(packageItem?.items[1]).toMatchObject({ bytes: bytes(inner) });
+  });
+
+  test("refuses more blocks than a machine can have", () => {
+    const blocks = Array.from({ length: MAX_BLOCKS + 1 }, (_, n) => ({ name: `b${n}`, bytes: PAGE_BYTES }));
+    const stream = (some: typeof blocks) =>
+      new StreamWriter().header().configuration("m").blocks(1, some).end(1).sectionEnd(1).eof().take();
+    expect(readAll(stream(blocks.slice(1)))).toHaveLength(6);
+    expect(() => readAll(stream(blocks))).toThrow(`more than ${MAX_BLOCKS} blocks`);
+  });
+
+  test("holds what has come, and not what was announced", () => {
+    const reader = new StreamReader(() => undefined);
+    const allocated: number[] = [];
+    const { allocUnsafe } = Buffer;
+    Buffer.allocUnsafe = (size) => {
+      allocated.push(size);
+      return allocUnsafe(size);
+    };
+    try {
+      reader.push(bytes(HEAD, BLOCK_LIST, "08 0007 0004 01000000"));
+      reader.push(Buffer.alloc(300_000));
+      expect(allocated).toEqual([300_000]);
+    } finally {
+      Buffer.allocUnsafe = allocUnsafe;
+    }
+    expect(() => reader.end()).toThrow("ends too early");
   });
 
   test("takes no more device state than a machine can have", () => {
