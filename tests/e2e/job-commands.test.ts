@@ -117,7 +117,10 @@ describe("flurry job submit", () => {
     writeFileSync(script, 'echo "$A|$(cat /run/warm)|$TOKEN"\n', { mode: 0o755 });
     const put = await flurry(["secret", "put", "token"], { stdin: "s3cret\n" });
     expect(put.stdout).toBe("Stored token\n");
-    expect((await flurry(["secret", "ls"])).stdout).toMatch(/^token +\S+Z$/m);
+    await flurry(["secret", "put", "ours", "--key", "ann", "--key", "bob"], { stdin: "s3cret\n" });
+    const listed = (await flurry(["secret", "ls"])).stdout;
+    expect(listed).toMatch(/^token +all +\S+Z$/m);
+    expect(listed).toMatch(/^ours +ann bob +\S+Z$/m);
     const options = [
       ...["--file", `/opt/show.sh=${script}`, "--warm", "echo warmed > /run/warm"],
       ...["--env", "A=1=2", "--secret", "TOKEN=token", "--wait", "--memory", "256"],
