@@ -6,6 +6,7 @@ import {
   type ParentProgress,
 } from "../fork/open-parent.ts";
 import type { Parent } from "../fork/parent.ts";
+import { stepText } from "../workers/steps.ts";
 import { formatMs } from "./format.ts";
 import type { Output } from "./output.ts";
 
@@ -29,7 +30,8 @@ export async function openSession(options: ForkSessionOptions): Promise<ForkSess
   const opened = await openParent({
     ...options,
     onProgress: (event) => {
-      if (event.step !== "console" || event.line.trim() !== "") progress.describe(progressText(event));
+      const text = progressText(event);
+      if (text !== undefined) progress.describe(text);
     },
   });
   progress.finish(originText(opened.origin));
@@ -40,27 +42,15 @@ export async function openSession(options: ForkSessionOptions): Promise<ForkSess
   return { parent, origin, admission, [Symbol.asyncDispose]: () => parent[Symbol.asyncDispose]() };
 }
 
-/** Says in words what a parent is doing. */
-function progressText(event: ParentProgress): string {
+/** Says in words what a parent is doing; more of a boot than others show. Undefined for what is no news. */
+function progressText(event: ParentProgress): string | undefined {
   switch (event.step) {
-    case "probe":
-      return "trying whether guests boot under KVM (once on this machine)";
     case "boot":
       return `booting (${event.accel.accel}: ${event.accel.reason})`;
     case "console":
-      return `booting: ${event.line.trim()}`;
-    case "files":
-      return "putting files in";
-    case "warm-up":
-      return "warming up";
-    case "freeze":
-      return "freezing";
-    case "keep":
-      return "keeping the frozen parent on disk";
-    case "damaged":
-      return `booting another one: ${event.reason}`;
-    case "cached":
-      return "found on disk";
+      return event.line.trim() === "" ? undefined : `booting: ${event.line.trim()}`;
+    default:
+      return stepText(event);
   }
 }
 

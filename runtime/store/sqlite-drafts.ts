@@ -2,10 +2,10 @@ import { createHash } from "node:crypto";
 import { FlurryError } from "../../errors/errors.ts";
 import { MAX_TASKS } from "../api/mod.ts";
 import type { JobDraft, NewJob, StoredJob } from "../jobs/ports.ts";
+import { assertDiskSpace } from "./disk-space.ts";
 import type { IdempotencyKeys } from "./idempotency.ts";
 import { JobChange } from "./job-change.ts";
 import type { Ledger, Notes } from "./ledger.ts";
-import { assertRoom } from "./room.ts";
 import { taskIds } from "./sqlite-job-rows.ts";
 import type { JobSteps } from "./sqlite-job-steps.ts";
 
@@ -74,7 +74,7 @@ export class SqliteDraft implements JobDraft {
     while (at < inputs.length) {
       const end = batchEnd(inputs, at);
       const from = at;
-      assertRoom(this.#options.ledger.database);
+      assertDiskSpace(this.#options.ledger.database);
       await this.#options.ledger.database.write(() => this.#insert(first, inputs, from, end), {
         durable: false,
       });

@@ -16,10 +16,10 @@ import { Host } from "../vm/host.ts";
 import type { Accelerator } from "../vm/profile.ts";
 import { throwIfAborted } from "../vm/qemu-process.ts";
 import { findImage } from "./images.ts";
+import { LivenessProbe } from "./liveness-probe.ts";
+import { LruMap } from "./lru-map.ts";
 import { type Hold, OpenParents } from "./open-parents.ts";
-import { Pulse } from "./pulse.ts";
-import { Remembered } from "./remembered.ts";
-import { SharedWork } from "./shared-work.ts";
+import { SingleFlight } from "./single-flight.ts";
 import { stepText } from "./steps.ts";
 
 /** Parents that are made at the same time: each boots a VM. */
@@ -53,13 +53,13 @@ export class VmTaskRuntime implements TaskRuntime {
   readonly #options: VmTaskRuntimeOptions;
   readonly #clock: Clock;
   readonly #admission: Admission;
-  readonly #preparations = new SharedWork();
+  readonly #preparations = new SingleFlight();
   /** Places for parents that boot. */
   readonly #boots: Admission;
   readonly #parents: OpenParents<Parent>;
-  readonly #families = new Remembered<FamilyAdmission>(REMEMBERED);
+  readonly #families = new LruMap<FamilyAdmission>(REMEMBERED);
   readonly #steps = new Map<string, { text: string }>();
-  readonly #failures = new Remembered<Readiness["error"]>(REMEMBERED);
+  readonly #failures = new LruMap<Readiness["error"]>(REMEMBERED);
   readonly #forkFailures = new WeakMap<Parent, number>();
   /** Families whose next parent must not be the one on disk. */
   readonly #broken = new Set<string>();
@@ -156,7 +156,7 @@ export class VmTaskRuntime implements TaskRuntime {
       identifiedAt: shellAt + times.answerMs,
     });
     const { silenceMs = 60_000 } = this.#options;
-    using pulse = new Pulse(child.agent, silenceMs);
+    using probe = new LivenessProbe(child.agent, silenceMs);
     const { spec, env, index, stdin, timeoutMs } = attempt;
     const task = {
       index,
@@ -168,11 +168,11 @@ export class VmTaskRuntime implements TaskRuntime {
       outputs: { file: io.artifact.bind(io) },
     };
     try {
-      const limit = AbortSignal.any([signal, pulse.lost]);
+      const limit = AbortSignal.any([signal, probe.lost]);
       const { code, signal: endedBy } = await runTask(child, task, io.output.bind(io), limit);
       return { exitCode: code, signal: endedBy };
     } catch (error) {
-      if (signal.aborted || !pulse.lost.aborted) throw error;
+      if (signal.aborted || !probe.lost.aborted) throw error;
       throw new FlurryError("CHILD_DIED", `${id} was killed: it has not answered for ${silenceMs} ms`, {
         cause: error,
       });

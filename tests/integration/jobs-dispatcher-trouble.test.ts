@@ -1,7 +1,5 @@
 import { describe, expect, test } from "bun:test";
-import { execFileSync } from "node:child_process";
-import { mkdtempSync, rmSync, statfsSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { rmSync, statfsSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { FlurryError } from "../../errors/errors.ts";
 import type { Store } from "../../runtime/jobs/ports.ts";
@@ -9,6 +7,7 @@ import { ManualClock } from "../support/jobs-clock.ts";
 import { HeldTasks, withChanges } from "../support/jobs-held.ts";
 import { openBench, resultsOf, settle } from "../support/jobs-setup.ts";
 import type { ScriptedTask } from "../support/scripted-runtime.ts";
+import { canMount, smallTmpfs } from "../support/vm.ts";
 
 const bad = { image: "bad", command: ["true"] };
 
@@ -180,41 +179,36 @@ describe("Dispatcher", () => {
     expect(bench.dispatcher.setAside()).toEqual([]);
   });
 
-  test.skipIf(!canMount())(
+  test.skipIf(!canMount)(
     "loses no result, and counts none twice, when the disk is full for a while",
     async () => {
-      const dir = mkdtempSync(join(tmpdir(), "flurry-jobs-"));
-      execFileSync("mount", ["-t", "tmpfs", "-o", "size=24m", "tmpfs", dir]);
-      try {
-        const tasks = new HeldTasks();
-        const script = async (task: ScriptedTask) => {
-          await task.print("x".repeat(20_000));
-          return await tasks.script(task);
-        };
-        await using bench = await openBench({ dir, script, slots: 4 });
-        const id = await bench.submit({ count: 40 });
-        await tasks.begun(4);
-        const { bavail, bsize } = statfsSync(dir);
-        writeFileSync(join(dir, "filler"), Buffer.alloc(bavail * bsize));
+      using disk = smallTmpfs(24 * 1024);
+      const dir = disk.path;
+      const tasks = new HeldTasks();
+      const script = async (task: ScriptedTask) => {
+        await task.print("x".repeat(20_000));
+        return await tasks.script(task);
+      };
+      await using bench = await openBench({ dir, script, slots: 4 });
+      const id = await bench.submit({ count: 40 });
+      await tasks.begun(4);
+      const { bavail, bsize } = statfsSync(dir);
+      writeFileSync(join(dir, "filler"), Buffer.alloc(bavail * bsize));
+      tasks.end();
+      while (bench.dispatcher.setAside().length === 0) await settle();
+      rmSync(join(dir, "filler"));
+      let over = false;
+      const ended = bench.ended(id).finally(() => {
+        over = true;
+      });
+      while (!over) {
         tasks.end();
-        while (bench.dispatcher.setAside().length === 0) await settle();
-        rmSync(join(dir, "filler"));
-        let over = false;
-        const ended = bench.ended(id).finally(() => {
-          over = true;
-        });
-        while (!over) {
-          tasks.end();
-          await settle();
-        }
-        expect((await ended).job.tasks).toMatchObject({ succeeded: 40 });
-        const results = await resultsOf(bench.store, id);
-        expect(results.map(({ index }) => index)).toEqual(Array.from({ length: 40 }, (_, index) => index));
-        expect(results.every(({ stdout }) => stdout.length === 20_000)).toBe(true);
-      } finally {
-        execFileSync("umount", [dir]);
-        rmSync(dir, { recursive: true, force: true });
+        await settle();
       }
+      expect((await ended).job.tasks).toMatchObject({ succeeded: 40 });
+      const results = await resultsOf(bench.store, id);
+      expect(results.map(({ index }) => index)).toEqual(Array.from({ length: 40 }, (_, index) => index));
+      expect(results.every(({ stdout }) => stdout.length === 20_000)).toBe(true);
     },
     60_000,
   );
@@ -222,17 +216,4 @@ describe("Dispatcher", () => {
 
 async function isOver(store: Store, id: string): Promise<boolean> {
   return ["succeeded", "failed"].includes((await store.jobs.get(id))!.job.state);
-}
-
-function canMount(): boolean {
-  const dir = mkdtempSync(join(tmpdir(), "flurry-mount-"));
-  try {
-    execFileSync("mount", ["-t", "tmpfs", "-o", "size=1m", "tmpfs", dir], { stdio: "ignore" });
-    execFileSync("umount", [dir]);
-    return true;
-  } catch {
-    return false;
-  } finally {
-    rmSync(dir, { recursive: true, force: true });
-  }
 }

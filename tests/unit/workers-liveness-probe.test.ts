@@ -1,20 +1,20 @@
 import { describe, expect, test } from "bun:test";
 import { once } from "node:events";
 import { AgentError, type WaitOptions } from "../../guest-agent/protocol/mod.ts";
-import { Pulse } from "../../runtime/workers/pulse.ts";
+import { LivenessProbe } from "../../runtime/workers/liveness-probe.ts";
 
-describe("Pulse", () => {
+describe("LivenessProbe", () => {
   test("asks again and again, and tells when an answer has not come in time", async () => {
     const asked: WaitOptions[] = [];
     const ping = async (options: WaitOptions = {}) => {
       asked.push(options);
       if (asked.length === 3) throw new AgentError("AGENT_TIMEOUT", "silence");
     };
-    using pulse = new Pulse({ ping }, 1);
-    await once(pulse.lost, "abort");
+    using probe = new LivenessProbe({ ping }, 1);
+    await once(probe.lost, "abort");
     expect(asked).toHaveLength(3);
     expect(asked[0]!.timeoutMs).toBe(1);
-    expect(pulse.lost.reason).toMatchObject({ code: "AGENT_TIMEOUT" });
+    expect(probe.lost.reason).toMatchObject({ code: "AGENT_TIMEOUT" });
   });
 
   test("says nothing of a channel that is closed, and stops asking", async () => {
@@ -25,11 +25,11 @@ describe("Pulse", () => {
       closed.resolve();
       throw new AgentError("AGENT_CLOSED", "gone");
     };
-    using pulse = new Pulse({ ping }, 1);
+    using probe = new LivenessProbe({ ping }, 1);
     await closed.promise;
     await new Promise((resolve) => setTimeout(resolve, 20));
     expect(asked).toBe(1);
-    expect(pulse.lost.aborted).toBe(false);
+    expect(probe.lost.aborted).toBe(false);
   });
 
   test("ends the question that is open when it is disposed", async () => {
@@ -38,10 +38,10 @@ describe("Pulse", () => {
       open.resolve(signal!);
       return new Promise<void>(() => undefined);
     };
-    const pulse = new Pulse({ ping }, 1);
+    const probe = new LivenessProbe({ ping }, 1);
     const signal = await open.promise;
-    pulse[Symbol.dispose]();
+    probe[Symbol.dispose]();
     expect(signal.aborted).toBe(true);
-    expect(pulse.lost.aborted).toBe(false);
+    expect(probe.lost.aborted).toBe(false);
   });
 });

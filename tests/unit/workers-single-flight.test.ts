@@ -1,5 +1,5 @@
 import { describe, expect, test } from "bun:test";
-import { SharedWork } from "../../runtime/workers/shared-work.ts";
+import { SingleFlight } from "../../runtime/workers/single-flight.ts";
 import { rejection } from "../support/agent-peer.ts";
 
 /** Work that ends when it is told to, or when it is aborted. */
@@ -21,9 +21,9 @@ function controlled() {
 
 const never = new AbortController().signal;
 
-describe("SharedWork", () => {
+describe("SingleFlight", () => {
   test("does the work once for all who ask at the same time, and again for who comes later", async () => {
-    await using shared = new SharedWork();
+    await using shared = new SingleFlight();
     const { begun, work } = controlled();
     const all = [1, 2, 3].map(() => shared.join("a", work, never));
     const other = shared.join("b", work, never);
@@ -37,7 +37,7 @@ describe("SharedWork", () => {
   });
 
   test("gives every caller the error, and the next one a new try", async () => {
-    await using shared = new SharedWork();
+    await using shared = new SingleFlight();
     const { begun, work } = controlled();
     const both = [1, 2].map(() => rejection(shared.join("a", work, never)));
     begun[0]!.fail(new Error("no disk"));
@@ -48,7 +48,7 @@ describe("SharedWork", () => {
   });
 
   test("leaves the others alone when one caller is aborted", async () => {
-    await using shared = new SharedWork();
+    await using shared = new SingleFlight();
     const { begun, work } = controlled();
     const impatience = new AbortController();
     const leaving = rejection(shared.join("a", work, impatience.signal));
@@ -61,7 +61,7 @@ describe("SharedWork", () => {
   });
 
   test("ends with the last caller, who waits for that, and whoever comes then begins anew", async () => {
-    await using shared = new SharedWork();
+    await using shared = new SingleFlight();
     const { begun, work, cleanedUp } = controlled();
     const abort = new AbortController();
     const both = [1, 2].map(() => rejection(shared.join("a", work, abort.signal)));
@@ -77,14 +77,14 @@ describe("SharedWork", () => {
   });
 
   test("begins nothing for a caller who is aborted already", async () => {
-    await using shared = new SharedWork();
+    await using shared = new SingleFlight();
     const { begun, work } = controlled();
     expect((await rejection(shared.join("a", work, AbortSignal.abort()))).code).toBe("ABORTED");
     expect(begun).toEqual([]);
   });
 
   test("ends all work when it is disposed, and waits for it", async () => {
-    const shared = new SharedWork();
+    const shared = new SingleFlight();
     const { work, cleanedUp } = controlled();
     const all = ["a", "b"].map((key) => rejection(shared.join(key, work, never)));
     await shared[Symbol.asyncDispose]();

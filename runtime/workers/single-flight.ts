@@ -7,7 +7,7 @@ interface Shared {
 }
 
 /** Work that is done once for all who ask for it at the same time. */
-export class SharedWork implements AsyncDisposable {
+export class SingleFlight implements AsyncDisposable {
   readonly #joinable = new Map<string, Shared>();
   /** Also those that everybody has left and that are cleaning up. */
   readonly #running = new Set<Shared>();

@@ -12,7 +12,7 @@ const RESERVE_BYTES = 16 * 1024 * 1024;
  *
  * @throws FlurryError NO_SPACE, STORE_FAILED
  */
-export function assertRoom(database: Database): void {
+export function assertDiskSpace(database: Database): void {
   const { file } = database;
   const onDisk = freeBytes(file);
   if (onDisk >= RESERVE_BYTES) return;

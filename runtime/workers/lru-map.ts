@@ -1,7 +1,7 @@
-/** What is known of the keys that were asked for last; of others it is forgotten. */
-export class Remembered<T> {
+/** Holds the values of the keys that were used last, and drops the least recently used one beyond `most`. */
+export class LruMap<T> {
   readonly #most: number;
-  /** Longest not asked for first. */
+  /** Least recently used first. */
   readonly #values = new Map<string, T>();
 
   constructor(most: number) {

@@ -1,8 +1,8 @@
 import { expect, test } from "bun:test";
-import { Remembered } from "../../runtime/workers/remembered.ts";
+import { LruMap } from "../../runtime/workers/lru-map.ts";
 
-test("Remembered forgets what was longest not asked for, and never what is in use", () => {
-  const remembered = new Remembered<number>(3);
+test("LruMap forgets what was longest not asked for, and never what is in use", () => {
+  const remembered = new LruMap<number>(3);
   remembered.set("hot", 0);
   for (let n = 1; n <= 10; n++) {
     remembered.set(`family-${n}`, n);

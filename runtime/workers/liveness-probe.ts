@@ -2,7 +2,7 @@ import { codeOf } from "../../errors/errors.ts";
 import type { AgentClient } from "../../guest-agent/protocol/mod.ts";
 
 /** Watches that a guest's agent goes on answering. Stops when disposed. */
-export class Pulse implements Disposable {
+export class LivenessProbe implements Disposable {
   readonly #agent: Pick<AgentClient, "ping">;
   readonly #silenceMs: number;
   readonly #lost = new AbortController();
