@@ -34,6 +34,9 @@ export const errorCodes = {
   FORK_FAILED: { http: 500, exit: 5 },
   CHILD_UNPROVEN: { http: 500, exit: 5 },
   CHILD_DIED: { http: 500, exit: 5 },
+  MEMSERVER_FAILED: { http: 500, exit: 5 },
+  PAGES_UNAVAILABLE: { http: 503, exit: 5 },
+  PEER_FAILED: { http: 502, exit: 5 },
   ADMISSION_REFUSED: { http: 429, exit: 5 },
 
   QMP_CLOSED: { http: 500, exit: 5 },

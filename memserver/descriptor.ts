@@ -27,7 +27,7 @@ const fingerprintSchema = z.strictObject({
 
 const descriptorSchema = z.strictObject({
   format: z.literal("flurry-descriptor"),
-  version: z.literal(1),
+  version: z.literal(2),
   /** Milliseconds since 1970 at the freeze. */
   frozenAt: z.number().nonnegative(),
   fingerprint: fingerprintSchema,
@@ -37,7 +37,7 @@ const descriptorSchema = z.strictObject({
     /** RAM block name in QEMU. */
     block: z.string().min(1),
     bytes: z.int().positive(),
-    /** Of the memory image, see `hashMemory`; absent until the image has been hashed. */
+    /** Of the memory image, see `PageTable.root`; absent until the image has been hashed. */
     hash: hex64.optional(),
   }),
   lineage: z.strictObject({

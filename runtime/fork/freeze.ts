@@ -46,7 +46,7 @@ export async function freeze(vm: BootedVm, imageHash: string, signal?: AbortSign
   return {
     descriptor: {
       format: "flurry-descriptor",
-      version: 1,
+      version: 2,
       frozenAt,
       fingerprint: fingerprintOf(vm.host, vm.profile, imageHash),
       deviceState,

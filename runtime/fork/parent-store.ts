@@ -18,7 +18,8 @@ import {
   descriptorHash,
   encodeDescriptor,
 } from "../../memserver/descriptor.ts";
-import { copyMemory, hashMemory } from "../../memserver/memory-image.ts";
+import { copyMemory, hashMemory } from "../../memserver/image/memory-image.ts";
+import { PageTable } from "../../memserver/image/page-table.ts";
 import { makeReachable } from "../home.ts";
 import type { Host } from "../vm/host.ts";
 import { reapLeftoverFiles, temporaryPrefix } from "../vm/owner.ts";
@@ -34,11 +35,13 @@ export interface StoredParent {
   descriptor: Descriptor;
   descriptorBytes: number;
   imagePath: string;
+  /** File of the memory image's `PageTable`. */
+  tablePath: string;
 }
 
 /**
- * Parents on disk, by content hash: `parents/HASH/descriptor` and `parents/HASH/memory`. A parent is
- * found again by a key (what was asked for): `parents/by-key/KEY` holds the hash.
+ * Parents on disk, by content hash: `parents/HASH/descriptor`, `parents/HASH/memory` and
+ * `parents/HASH/pages`, the table of its pages. A parent is found again by a key (what was asked for): `parents/by-key/KEY` holds the hash.
  */
 export class ParentStore {
   readonly #host: Host;
@@ -61,10 +64,11 @@ export class ParentStore {
     const staging = await mkdtemp(join(this.#dir, temporaryPrefix()));
     try {
       const image = await copyMemory(frozen.imagePath, join(staging, "memory"), { signal });
-      const descriptor = { ...frozen.descriptor, ram: { ...frozen.descriptor.ram, hash: image.hash } };
+      const descriptor = { ...frozen.descriptor, ram: { ...frozen.descriptor.ram, hash: image.table.root } };
       const bytes = encodeDescriptor(descriptor);
       const hash = descriptorHash(bytes);
       await writeFile(join(staging, "descriptor"), bytes);
+      await writeFile(join(staging, "pages"), image.table.bytes);
       this.#giveToVms(join(staging, "memory"));
       await writeFile(join(staging, "verified"), stampOf(join(staging, "memory")));
       chmodSync(staging, 0o755);
@@ -72,7 +76,7 @@ export class ParentStore {
       await this.#pointKey(key, hash);
       await rm(frozen.imagePath, { force: true });
       await this.#prune();
-      return { hash, descriptor, descriptorBytes: bytes.length, imagePath: join(this.#dir, hash, "memory") };
+      return this.#stored(hash, descriptor, bytes.length);
     } catch (error) {
       if (codeOf(error) !== "ENOSPC") throw error;
       throw new FlurryError("NO_SPACE", `Cannot keep a parent in "${this.#dir}": the disk is full`, {
@@ -107,11 +111,21 @@ export class ParentStore {
     const bytes = await readFile(join(dir, "descriptor"));
     if (descriptorHash(bytes) !== hash) throw corrupt(dir, "its descriptor has changed");
     const descriptor = decodeDescriptor(bytes);
-    const imagePath = join(dir, "memory");
     await this.#verify(dir, descriptor, signal);
     const now = new Date();
     utimesSync(dir, now, now);
-    return { hash, descriptor, descriptorBytes: bytes.length, imagePath };
+    return this.#stored(hash, descriptor, bytes.length);
+  }
+
+  #stored(hash: string, descriptor: Descriptor, descriptorBytes: number): StoredParent {
+    const dir = join(this.#dir, hash);
+    return {
+      hash,
+      descriptor,
+      descriptorBytes,
+      imagePath: join(dir, "memory"),
+      tablePath: join(dir, "pages"),
+    };
   }
 
   /** Forgets the parent that was put under this key, if there is one. */
@@ -133,6 +147,8 @@ export class ParentStore {
     const { size } = statSync(imagePath);
     if (size !== descriptor.ram.bytes)
       throw corrupt(dir, `its memory has ${size} bytes, not ${descriptor.ram.bytes}`);
+    if (new PageTable(await readTable(dir)).root !== descriptor.ram.hash)
+      throw corrupt(dir, "the table of its pages has changed");
     const stampPath = join(dir, "verified");
     const stamp = stampOf(imagePath);
     if (existsSync(stampPath) && (await readFile(stampPath, "utf8")) === stamp) return;
@@ -186,6 +202,15 @@ export class ParentStore {
       if (codeOf(error) === "ENOENT") return undefined;
       throw error;
     }
+  }
+}
+
+async function readTable(dir: string): Promise<Buffer> {
+  try {
+    return await readFile(join(dir, "pages"));
+  } catch (error) {
+    if (codeOf(error) === "ENOENT") throw corrupt(dir, "the table of its pages is missing");
+    throw error;
   }
 }
 

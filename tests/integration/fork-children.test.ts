@@ -1,6 +1,6 @@
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
-import { hashMemory } from "../../memserver/memory-image.ts";
+import { hashMemory } from "../../memserver/image/memory-image.ts";
 import { type Child, privateBytesOf } from "../../runtime/fork/child.ts";
 import type { Parent } from "../../runtime/fork/parent.ts";
 import { Host } from "../../runtime/vm/host.ts";

@@ -1,6 +1,6 @@
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { existsSync, readFileSync } from "node:fs";
-import { hashMemory } from "../../memserver/memory-image.ts";
+import { hashMemory } from "../../memserver/image/memory-image.ts";
 import { type BootedVm, bootVm } from "../../runtime/fork/boot.ts";
 import type { Child } from "../../runtime/fork/child.ts";
 import { type FrozenVm, freeze } from "../../runtime/fork/freeze.ts";

@@ -13,7 +13,7 @@ export function madeUpFrozenVm(directory: string, name: string, memory: Uint8Arr
     pauseMs: 1,
     descriptor: {
       format: "flurry-descriptor",
-      version: 1,
+      version: 2,
       frozenAt: 1_750_000_000_000,
       fingerprint: {
         qemu: "QEMU",

@@ -13,7 +13,7 @@ import { rejection } from "../support/agent-peer.ts";
 const HASH = "0123456789abcdef".repeat(4);
 const descriptor: Descriptor = {
   format: "flurry-descriptor",
-  version: 1,
+  version: 2,
   frozenAt: 1_750_000_000_000,
   fingerprint: {
     qemu: "QEMU emulator version 10.0.2",
@@ -53,7 +53,7 @@ describe("decodeDescriptor()", () => {
 
   test.each<[string, (value: Record<string, unknown>) => unknown]>([
     ["format", (value) => Object.assign(value, { format: "another" })],
-    ["version", (value) => Object.assign(value, { version: 2 })],
+    ["version", (value) => Object.assign(value, { version: 1 })],
     ["frozenAt", (value) => Object.assign(value, { frozenAt: -1 })],
     ["deviceState", (value) => Object.assign(value, { deviceState: new Uint8Array() })],
     ["deviceState", (value) => Object.assign(value, { deviceState: "text" })],

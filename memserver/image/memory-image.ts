@@ -1,21 +1,19 @@
-import { createHash } from "node:crypto";
 import { type FileHandle, open } from "node:fs/promises";
-import { FlurryError } from "../errors/errors.ts";
+import { FlurryError } from "../../errors/errors.ts";
+import { PAGE_BYTES } from "../stream/format.ts";
+import { ENTRY_BYTES, isZeroPage, PageTable, pageEntry } from "./page-table.ts";
 
-/** Unit of reading, and of the hash. */
+/** Unit of reading. */
 const CHUNK_BYTES = 1024 * 1024;
 /** Unit of holes in a copy: small enough to keep most zero memory off the disk. */
 const HOLE_BYTES = 64 * 1024;
 const ZEROS = Buffer.alloc(CHUNK_BYTES);
-/** Stands for the digest of a chunk of zeros, which is most of a fresh guest's memory. */
-const ZERO_DIGEST = Buffer.alloc(32);
 
 /** A flat memory image: byte n of the file is byte n of the RAM block. */
 export interface MemoryImage {
   path: string;
   bytes: number;
-  /** Hex, see `hashMemory`. */
-  hash: string;
+  table: PageTable;
 }
 
 export interface WaitOptions {
@@ -23,14 +21,18 @@ export interface WaitOptions {
 }
 
 /**
- * Hash of a flat memory image: SHA-256 over the SHA-256 of each 1 MiB chunk in order, where a chunk
- * of zeros counts as 32 zero bytes. Hex.
+ * Hashes the pages of a flat memory image.
  *
  * @throws FlurryError ABORTED
  */
-export async function hashMemory(path: string, options: WaitOptions = {}): Promise<string> {
+export async function scanMemory(path: string, options: WaitOptions = {}): Promise<PageTable> {
   await using source = await open(path, "r");
   return await walk(source, undefined, options);
+}
+
+/** The hash of a flat memory image: `PageTable.root` of its pages. */
+export async function hashMemory(path: string, options: WaitOptions = {}): Promise<string> {
+  return (await scanMemory(path, options)).root;
 }
 
 /**
@@ -45,8 +47,8 @@ export async function copyMemory(from: string, to: string, options: WaitOptions 
   try {
     const { size } = await source.stat();
     await target.truncate(size);
-    const hash = await walk(source, target, options);
-    return { path: to, bytes: size, hash };
+    const table = await walk(source, target, options);
+    return { path: to, bytes: size, table };
   } catch (error) {
     if (!(error instanceof Error && "code" in error && error.code === "ENOSPC")) throw error;
     throw new FlurryError("NO_SPACE", `Cannot keep a memory image at "${to}": the disk is full`, {
@@ -59,20 +61,33 @@ async function walk(
   source: FileHandle,
   target: FileHandle | undefined,
   options: WaitOptions,
-): Promise<string> {
-  const root = createHash("sha256");
+): Promise<PageTable> {
+  const { size } = await source.stat();
+  const entries = Buffer.alloc(Math.ceil(size / PAGE_BYTES) * ENTRY_BYTES);
   const buffer = Buffer.alloc(CHUNK_BYTES);
-  for (let offset = 0; ; ) {
+  for (let offset = 0; offset < size; ) {
     if (options.signal?.aborted) {
       throw new FlurryError("ABORTED", "Aborted by the caller", { cause: options.signal.reason });
     }
     const { bytesRead } = await source.read(buffer, 0, CHUNK_BYTES, offset);
-    if (bytesRead === 0) return root.digest("hex");
+    if (bytesRead === 0) break;
+    if (bytesRead % PAGE_BYTES !== 0 && offset + bytesRead < size) {
+      throw new FlurryError("INTERNAL", `A read of a memory image ended in a page, at ${offset + bytesRead}`);
+    }
     const chunk = buffer.subarray(0, bytesRead);
-    const empty = isZero(chunk);
-    root.update(empty ? ZERO_DIGEST : createHash("sha256").update(chunk).digest());
-    if (target && !empty) await writeSparse(target, chunk, offset);
+    if (!isZero(chunk)) {
+      hashPages(chunk, entries, (offset / PAGE_BYTES) * ENTRY_BYTES);
+      if (target) await writeSparse(target, chunk, offset);
+    }
     offset += bytesRead;
+  }
+  return new PageTable(entries);
+}
+
+function hashPages(chunk: Buffer, entries: Buffer, at: number): void {
+  for (let start = 0; start < chunk.length; start += PAGE_BYTES) {
+    const page = chunk.subarray(start, start + PAGE_BYTES);
+    if (!isZeroPage(page)) pageEntry(page).copy(entries, at + (start / PAGE_BYTES) * ENTRY_BYTES);
   }
 }
 
