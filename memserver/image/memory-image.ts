@@ -23,7 +23,7 @@ export interface WaitOptions {
 /**
  * Hashes the pages of a flat memory image.
  *
- * @throws FlurryError ABORTED
+ * @throws FlurryError ABORTED; IMAGE_CORRUPT when the file becomes shorter meanwhile
  */
 export async function scanMemory(path: string, options: WaitOptions = {}): Promise<PageTable> {
   await using source = await open(path, "r");
@@ -38,8 +38,8 @@ export async function hashMemory(path: string, options: WaitOptions = {}): Promi
 /**
  * Copies a memory image into a new sparse file and hashes it on the way.
  *
- * @throws FlurryError NO_SPACE when the target's disk is full, ABORTED. The target is then incomplete and
- * the caller's to remove.
+ * @throws FlurryError NO_SPACE when the target's disk is full, IMAGE_CORRUPT when the source becomes
+ * shorter meanwhile, ABORTED. The target is then incomplete and the caller's to remove.
  */
 export async function copyMemory(from: string, to: string, options: WaitOptions = {}): Promise<MemoryImage> {
   await using source = await open(from, "r");
@@ -70,16 +70,17 @@ async function walk(
       throw new FlurryError("ABORTED", "Aborted by the caller", { cause: options.signal.reason });
     }
     const { bytesRead } = await source.read(buffer, 0, CHUNK_BYTES, offset);
-    if (bytesRead === 0) break;
-    if (bytesRead % PAGE_BYTES !== 0 && offset + bytesRead < size) {
-      throw new FlurryError("INTERNAL", `A read of a memory image ended in a page, at ${offset + bytesRead}`);
+    const end = offset + bytesRead;
+    if (bytesRead === 0 || (bytesRead % PAGE_BYTES !== 0 && end < size)) {
+      // Not as if the rest were zeros: somebody has cut the file meanwhile.
+      throw new FlurryError("IMAGE_CORRUPT", `A memory image of ${size} bytes ended after ${end}`);
     }
     const chunk = buffer.subarray(0, bytesRead);
     if (!isZero(chunk)) {
       hashPages(chunk, entries, (offset / PAGE_BYTES) * ENTRY_BYTES);
       if (target) await writeSparse(target, chunk, offset);
     }
-    offset += bytesRead;
+    offset = end;
   }
   return new PageTable(entries);
 }

@@ -34,15 +34,18 @@ export class PageTable {
     this.pages = bytes.length / ENTRY_BYTES;
   }
 
-  /** Whether a page holds nothing but zeros. */
+  /** Whether a page holds nothing but zeros. What is no page of the image does not. */
   isZero(page: number): boolean {
+    if (!(page >= 0 && page < this.pages)) return false;
     const at = page * ENTRY_WORDS;
     const words = this.#words;
     return (words[at]! | words[at + 1]! | words[at + 2]! | words[at + 3]!) === 0;
   }
 
-  /** Whether these bytes are the page. */
+  /** Whether these bytes are the page, all of it. */
   matches(page: number, data: Uint8Array): boolean {
+    // What is shorter has an entry too, that of the last page of an odd size.
+    if (data.length !== PAGE_BYTES) return false;
     const at = page * ENTRY_BYTES;
     return pageEntry(data).equals(this.bytes.subarray(at, at + ENTRY_BYTES));
   }
