@@ -6,7 +6,7 @@ import type { SparseImage } from "./sparse-image.ts";
 
 /**
  * A memory image that is another one with some pages changed: deltas over a base. A page is that of the
- * latest delta that has it.
+ * latest delta that has it, or zeros where the table says so.
  */
 export class LayeredImage implements PageSource {
   readonly pages: number;
@@ -40,29 +40,36 @@ export class LayeredImage implements PageSource {
   }
 
   read(page: number, count: number, target: Buffer, at: number): boolean {
-    return this.#runs(page, count).every(({ delta, first, length }) => {
+    return this.#runs(page, count).every(({ layer, first, length }) => {
       const where = at + (first - page) * PAGE_BYTES;
-      if (!delta) return this.#base.read(first, length, target, where);
-      delta.read(first, length, target, where);
+      if (layer === "base") return this.#base.read(first, length, target, where);
+      if (layer === "zeros") target.fill(0, where, where + length * PAGE_BYTES);
+      else layer.read(first, length, target, where);
       return true;
     });
   }
 
   async fetch(page: number, count: number, options?: FetchOptions): Promise<void> {
-    const missing = this.#runs(page, count).filter(({ delta }) => !delta);
+    const missing = this.#runs(page, count).filter(({ layer }) => layer === "base");
     await Promise.all(missing.map(({ first, length }) => this.#base.fetch(first, length, options)));
   }
 
-  /** Cuts adjacent pages into those that have the same layer; without a delta it is the base. */
+  /** Cuts adjacent pages into those that have the same layer. */
   #runs(page: number, count: number): Run[] {
     const runs: Run[] = [];
     for (let next = page; next < page + count; next++) {
-      const delta = this.#deltas.find((one) => one.has(next));
+      const layer = this.#layerOf(next);
       const last = runs.at(-1);
-      if (last && last.delta === delta) last.length += 1;
-      else runs.push({ delta, first: next, length: 1 });
+      if (last && last.layer === layer) last.length += 1;
+      else runs.push({ layer, first: next, length: 1 });
     }
     return runs;
+  }
+
+  #layerOf(page: number): Layer {
+    // The table first: what has become zero need be in no delta, and may be something else in the base.
+    if (this.#table.isZero(page)) return "zeros";
+    return this.#deltas.find((delta) => delta.has(page)) ?? "base";
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -71,8 +78,10 @@ export class LayeredImage implements PageSource {
   }
 }
 
+type Layer = SparseImage | "base" | "zeros";
+
 interface Run {
-  delta: SparseImage | undefined;
+  layer: Layer;
   first: number;
   /** Pages. */
   length: number;
