@@ -28,11 +28,20 @@ export type ReturnMessage = { at: number } & (
   | { kind: "switchover-ack" }
 );
 
+/** Largest block that need not be listed: ROMs and tables, of 256 KiB at most in our machines. */
+const UNLISTED_BYTES = 16 * 1024 * 1024;
+
+export interface ReturnPathOptions {
+  /** Takes requests for blocks that were not listed: QEMU drops its ROMs too and asks for them. @default false */
+  unlisted?: boolean | undefined;
+}
+
 /** Reads the return path as strictly as `StreamReader` reads the stream. */
 export class ReturnPathReader {
   readonly #emit: (message: ReturnMessage) => void;
   readonly #feed = new Feed((bytes, start, end, at) => this.#step(bytes, start, end, at));
   readonly #blocks: ReadonlyMap<string, RamBlock>;
+  readonly #unlisted: boolean;
   #step: (bytes: Buffer, start: number, end: number, at: number) => number = this.#message;
   #current: RamBlock | undefined;
   #gathered = new Gathered();
@@ -41,7 +50,12 @@ export class ReturnPathReader {
    * @param blocks - what may be asked for
    * @param emit - takes each message during `push`; its bytes are valid during the call only
    */
-  constructor(blocks: readonly RamBlock[], emit: (message: ReturnMessage) => void) {
+  constructor(
+    blocks: readonly RamBlock[],
+    emit: (message: ReturnMessage) => void,
+    { unlisted = false }: ReturnPathOptions = {},
+  ) {
+    this.#unlisted = unlisted;
     this.#blocks = new Map(blocks.map((block) => [block.name, block]));
     this.#emit = emit;
   }
@@ -106,7 +120,8 @@ export class ReturnPathReader {
       if (bytes[body + REQUEST_BYTES] !== nameLength)
         throw invalid(at, `malformed request of ${length} bytes`);
       const name = readName(bytes, body + REQUEST_BYTES + 1, nameLength, at);
-      this.#current = blockOf(this.#blocks, name, at);
+      const unlisted = this.#unlisted && !this.#blocks.has(name);
+      this.#current = unlisted ? { name, bytes: UNLISTED_BYTES } : blockOf(this.#blocks, name, at);
     }
     if (!this.#current) throw invalid(at, "request without a block");
     const start = readSize(bytes, body, at);

@@ -19,7 +19,7 @@ export type RamSource =
   | { kind: "shared"; path: string }
   /** A frozen memory image, mapped privately: the VM's writes stay its own. */
   | { kind: "private"; path: string }
-  /** Memory of the process's own: a VM that is never forked. */
+  /** Memory of the process's own: of a VM that is never forked, or that a memserver gives its pages. */
   | { kind: "anonymous" };
 
 export interface BootSource {
@@ -35,8 +35,11 @@ export interface CommandLineOptions {
   dir: string;
   /** Boots this kernel; a child has none. */
   boot?: BootSource | undefined;
-  /** Waits for a device stream on the unix socket `m` in `dir`. */
-  incoming?: boolean | undefined;
+  /**
+   * Waits for a migration stream: `listening` on the unix socket `m` in `dir`, or `deferred` until QMP says
+   * where.
+   */
+  incoming?: "listening" | "deferred" | undefined;
   /** Starts with stopped CPUs. */
   paused?: boolean | undefined;
 }
@@ -66,7 +69,7 @@ export function commandLine(options: CommandLineOptions): string[] {
     ...["-blockdev", diskNode(profile.disk)],
     ...["-device", `virtio-blk-pci,drive=root,addr=0x3,num-queues=1,${DEVICE_OPTIONS}`],
     ...bootArgs(options.boot, profile),
-    ...(options.incoming ? ["-incoming", `unix:${escaped(dir)}/m`] : []),
+    ...incomingArgs(options),
     ...(options.paused ? ["-S"] : []),
   ];
 }
@@ -94,6 +97,11 @@ function machineArgs(qemu: QemuBinary, profile: MachineProfile): string[] {
     ...["-machine", `${qemu.machine},memory-backend=${RAM_BLOCK},${MACHINE_OPTIONS}`],
     ...["-cpu", cpuModel(profile.accel, qemu), "-smp", String(profile.cpus), "-m", String(profile.memMiB)],
   ];
+}
+
+function incomingArgs({ incoming, dir }: CommandLineOptions): string[] {
+  if (!incoming) return [];
+  return ["-incoming", incoming === "deferred" ? "defer" : `unix:${escaped(dir)}/m`];
 }
 
 function accelerator(accel: Accelerator): string {

@@ -18,6 +18,8 @@ export interface QemuBinary {
    * Before, a private mapping still needs the file to be openable for writing.
    */
   readOnlyRam: boolean;
+  /** True where pages that a guest waits for have a connection of their own, and it is sound (QEMU 8.0). */
+  preempt: boolean;
 }
 
 const DEFAULT_NAME = "qemu-system-x86_64";
@@ -58,6 +60,7 @@ export function parseQemuVersion(path: string, output: string): QemuBinary {
     minor,
     machine: `pc-q35-${major}.${minor}`,
     readOnlyRam: major > 8 || (major === 8 && minor >= 2),
+    preempt: major >= 8,
   };
 }
 

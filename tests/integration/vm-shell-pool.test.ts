@@ -17,7 +17,7 @@ import {
 
 let host: Host;
 let directory: TemporaryDirectory;
-let spec: ShellSpec;
+let spec: ShellSpec & { image: string };
 
 beforeAll(async () => {
   host = await Host.open();

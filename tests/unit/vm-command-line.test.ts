@@ -14,7 +14,7 @@ const child = {
   profile,
   ram: { kind: "private", path: "/image,4" },
   dir: "/run,3",
-  incoming: true,
+  incoming: "listening",
 } as const;
 
 /** The values of an option that may come more than once. */
@@ -116,6 +116,7 @@ describe("parseQemuVersion()", () => {
       minor: 0,
       machine: "pc-q35-10.0",
       readOnlyRam: true,
+      preempt: true,
     });
     expect(OLD).toMatchObject({ major: 7, minor: 2, machine: "pc-q35-7.2", readOnlyRam: false });
   });
