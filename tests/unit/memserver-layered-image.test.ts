@@ -25,6 +25,7 @@ afterEach(() => directory[Symbol.dispose]());
 /** A base whose pages come from elsewhere: it has none of them until they are fetched. */
 class FarImage implements PageSource {
   readonly pages = PAGES;
+  readonly complete: boolean = false;
   readonly fetched: string[] = [];
   readonly options: (FetchOptions | undefined)[] = [];
   readonly #here = new Set<number>();
