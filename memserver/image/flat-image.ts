@@ -7,6 +7,7 @@ import type { PageTable } from "./page-table.ts";
 /** A memory image that is one file on this host: byte n of the file is byte n of the RAM block. */
 export class FlatImage implements PageSource {
   readonly pages: number;
+  readonly complete = true;
   readonly #path: string;
   readonly #table: PageTable;
   readonly #fd: number;

@@ -35,6 +35,10 @@ export class LayeredImage implements PageSource {
     this.#deltas = deltas.toReversed();
   }
 
+  get complete(): boolean {
+    return this.#base.complete;
+  }
+
   isZero(page: number): boolean {
     return this.#table.isZero(page);
   }

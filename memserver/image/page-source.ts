@@ -2,6 +2,8 @@
 export interface PageSource extends AsyncDisposable {
   /** Pages of the image, of `PAGE_BYTES` each. */
   readonly pages: number;
+  /** Whether all pages are on this host. */
+  readonly complete: boolean;
   /** Whether a page holds nothing but zeros; known without reading it. */
   isZero(page: number): boolean;
   /**

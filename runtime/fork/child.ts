@@ -3,6 +3,7 @@ import { codeOf, FlurryError } from "../../errors/errors.ts";
 import { AgentClient } from "../../guest-agent/protocol/mod.ts";
 import { abortError, type QemuProcess } from "../vm/qemu-process.ts";
 import type { TakenShell } from "../vm/shell-pool.ts";
+import type { ChildMemory, GivenMemory } from "./child-memory.ts";
 
 /** Milliseconds in which a child must prove who it is. Many children may share one emulated core. */
 const IDENTIFY_DEADLINE_MS = 30_000;
@@ -31,8 +32,7 @@ export interface StartTimes {
 export interface StartChildOptions {
   taken: TakenShell;
   shellMs: number;
-  /** From `incomingStream`. */
-  stream: Uint8Array;
+  memory: ChildMemory;
   id: string;
   identity: Identity;
   /** RAM of the guest in bytes. */
@@ -51,13 +51,26 @@ export class Child implements AsyncDisposable {
   /** Resolves when the child's VM is gone. */
   readonly exited: Promise<unknown>;
   readonly #options: StartChildOptions;
+  readonly #memory: GivenMemory;
+  /** Why it was killed, if its memory could not be had. */
+  #memoryLoss: FlurryError | undefined;
 
-  private constructor(options: StartChildOptions, agent: AgentClient, times: StartTimes) {
+  private constructor(
+    options: StartChildOptions,
+    agent: AgentClient,
+    times: StartTimes,
+    memory: GivenMemory,
+  ) {
     this.id = options.id;
     this.identity = options.identity;
     this.agent = agent;
     this.times = times;
     this.#options = options;
+    this.#memory = memory;
+    void memory.lost.then((loss) => {
+      this.#memoryLoss = loss;
+      return options.taken.shell[Symbol.asyncDispose]();
+    });
     this.exited = options.taken.shell.qemu.exited;
   }
 
@@ -65,7 +78,7 @@ export class Child implements AsyncDisposable {
    * Turns a shell into a child and has it prove its identity. The shell is taken over: it is gone
    * if this fails.
    *
-   * @throws FlurryError FORK_FAILED, CHILD_UNPROVEN, ABORTED
+   * @throws FlurryError FORK_FAILED, CHILD_UNPROVEN, MEMSERVER_FAILED, PAGES_UNAVAILABLE, ABORTED
    */
   static async start(options: StartChildOptions): Promise<Child> {
     const { taken, identity, timeoutMs = IDENTIFY_DEADLINE_MS, signal } = options;
@@ -74,27 +87,28 @@ export class Child implements AsyncDisposable {
     const began = performance.now();
     const running = qemu.qmp.expect("RESUME", { timeoutMs, signal });
     const agent = AgentClient.over(qemu.agentSocket, { stderr: () => qemu.consoleTail() });
+    let memory: GivenMemory | undefined;
     try {
       // Sent before the guest runs: it lies in the socket until the restored port takes it, so the
       // guest's first act is to read it.
       const proof = agent.identify(identity, { timeoutMs, signal });
       proof.catch(() => undefined);
-      shell.load(options.stream);
       let runningMs = 0;
+      const ran = running.then(() => {
+        runningMs = performance.now() - began;
+      });
+      ran.catch(() => undefined);
+      memory = await options.memory.give(shell, options.id, signal);
+      const loss = memory.lost.then((reason) => Promise.reject(reason));
       // Together: whichever fails first ends it.
-      const [read] = await Promise.all([
-        proof,
-        running.then(() => {
-          runningMs = performance.now() - began;
-        }),
-      ]);
+      const [read] = await Promise.race([Promise.all([proof, ran]), loss]);
       checkProof(identity, read);
       const answerMs = performance.now() - began;
-      return new Child(options, agent, { warm, shellMs: options.shellMs, runningMs, answerMs });
+      return new Child(options, agent, { warm, shellMs: options.shellMs, runningMs, answerMs }, memory);
     } catch (error) {
       const info = isClosed(error) ? await within(qemu.exited, EXIT_GRACE_MS) : undefined;
       await agent[Symbol.asyncDispose]();
-      await shell[Symbol.asyncDispose]();
+      await Promise.all([memory?.release(false), shell[Symbol.asyncDispose]()]);
       if (signal?.aborted) throw abortError(signal);
       if (info)
         throw new FlurryError(
@@ -140,13 +154,21 @@ export class Child implements AsyncDisposable {
   }
 
   /** Says why an operation of this child failed: its death, if it is dead, else the error itself. */
-  explain(error: unknown): Promise<unknown> {
-    return explainAgentError(error, this.id, this.#options.taken.shell.qemu);
+  async explain(error: unknown): Promise<unknown> {
+    if (this.#memoryLoss && codeOf(error) === "AGENT_CLOSED") {
+      const cause = this.#memoryLoss;
+      return new FlurryError("CHILD_DIED", `${this.id} was killed: ${cause.message}`, { cause });
+    }
+    return await explainAgentError(error, this.id, this.#options.taken.shell.qemu);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.agent[Symbol.asyncDispose]();
-    await this.#options.taken.shell[Symbol.asyncDispose]();
+    // First to the memserver, which would else take the end of the VM for one of its connection.
+    await Promise.all([
+      this.#memory.release(!this.#memoryLoss),
+      this.#options.taken.shell[Symbol.asyncDispose](),
+    ]);
   }
 }
 

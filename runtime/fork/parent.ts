@@ -6,7 +6,9 @@ import type { Host } from "../vm/host.ts";
 import type { MachineProfile } from "../vm/profile.ts";
 import { ShellPool } from "../vm/shell-pool.ts";
 import { Child, type Identity } from "./child.ts";
+import { type ChildMemory, MappedMemory } from "./child-memory.ts";
 import { fingerprintOf } from "./fingerprint.ts";
+import type { LazyMemory } from "./lazy-memory.ts";
 
 export interface ParentOptions {
   host: Host;
@@ -14,6 +16,8 @@ export interface ParentOptions {
   descriptor: Descriptor;
   /** File of the memory image. */
   imagePath: string;
+  /** Gives children their memory page by page, instead of all of it by mapping the file. */
+  lazy?: LazyMemory | undefined;
   /** Shells kept waiting. @default 0 */
   shells?: number | undefined;
 }
@@ -31,7 +35,7 @@ export class Parent implements AsyncDisposable {
   readonly profile: MachineProfile;
   readonly imagePath: string;
   readonly shells: ShellPool;
-  readonly #stream: Buffer;
+  readonly #memory: ChildMemory;
   readonly #stamp: string | undefined;
 
   /** @throws FlurryError FINGERPRINT_MISMATCH when the descriptor was made on another machine */
@@ -41,9 +45,12 @@ export class Parent implements AsyncDisposable {
     this.descriptor = descriptor;
     this.profile = profile;
     this.imagePath = imagePath;
-    this.#stream = incomingStream(descriptor.fingerprint.machine, descriptor.deviceState);
+    this.#memory =
+      options.lazy ??
+      new MappedMemory(incomingStream(descriptor.fingerprint.machine, descriptor.deviceState));
     this.#stamp = this.#filesNow();
-    this.shells = new ShellPool({ host, profile, image: imagePath }, { keep: options.shells ?? 0 });
+    const image = options.lazy ? undefined : imagePath;
+    this.shells = new ShellPool({ host, profile, image }, { keep: options.shells ?? 0 });
   }
 
   /** Whether the files that children come from are still there, and as they were when it was opened. */
@@ -71,7 +78,7 @@ export class Parent implements AsyncDisposable {
     return await Child.start({
       taken,
       shellMs: performance.now() - began,
-      stream: this.#stream,
+      memory: this.#memory,
       id: `vm-${randomBytes(6).toString("hex")}`,
       identity: options.identity,
       memBytes: this.descriptor.ram.bytes,

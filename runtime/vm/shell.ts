@@ -20,10 +20,13 @@ export class Shell implements AsyncDisposable {
   readonly qemu: QemuProcess;
   /** Milliseconds from spawn to waiting. */
   readonly startMs: number;
+  /** Whether its memserver opens a second connection, for pages that the guest waits for. */
+  readonly preempt: boolean;
   readonly #incoming: Socket | undefined;
 
-  private constructor(qemu: QemuProcess, incoming: Socket | undefined, startMs: number) {
+  private constructor(qemu: QemuProcess, preempt: boolean, incoming: Socket | undefined, startMs: number) {
     this.qemu = qemu;
+    this.preempt = preempt;
     this.#incoming = incoming;
     this.startMs = startMs;
   }
@@ -39,7 +42,7 @@ export class Shell implements AsyncDisposable {
     const qemu = await QemuProcess.start({ host, dir, args, signal });
     try {
       const socket = image === undefined ? await listen(qemu, host, signal) : await dial(`${dir}/m`);
-      return new Shell(qemu, socket, performance.now() - began);
+      return new Shell(qemu, host.qemu.preempt, socket, performance.now() - began);
     } catch (cause) {
       await qemu[Symbol.asyncDispose]();
       throw new FlurryError(

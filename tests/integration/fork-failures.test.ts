@@ -5,6 +5,7 @@ import { join } from "node:path";
 import { Transform } from "node:stream";
 import { incomingStream } from "../../memserver/device-stream.ts";
 import { Child, type StartChildOptions } from "../../runtime/fork/child.ts";
+import { MappedMemory } from "../../runtime/fork/child-memory.ts";
 import { Parent } from "../../runtime/fork/parent.ts";
 import { Host } from "../../runtime/vm/host.ts";
 import type { TakenShell } from "../../runtime/vm/shell-pool.ts";
@@ -42,9 +43,9 @@ afterAll(async () => {
 /** Starts a child of this very shell. */
 function startChild(taken: TakenShell, changes: Partial<StartChildOptions> = {}): Promise<Child> {
   const { descriptor } = parent;
-  const stream = incomingStream(descriptor.fingerprint.machine, descriptor.deviceState);
+  const memory = new MappedMemory(incomingStream(descriptor.fingerprint.machine, descriptor.deviceState));
   const memBytes = descriptor.ram.bytes;
-  return Child.start({ taken, shellMs: 0, stream, id: "vm-test", identity, memBytes, ...changes });
+  return Child.start({ taken, shellMs: 0, memory, id: "vm-test", identity, memBytes, ...changes });
 }
 
 /** Puts itself between a VM's agent and the host, and has a way with what the agent says. */

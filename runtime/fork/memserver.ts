@@ -1,0 +1,168 @@
+import { FlurryError } from "../../errors/errors.ts";
+import type { ControlAnswer, ControlEvent, ControlRequest } from "../../memserver/process/control.ts";
+import type { Host } from "../vm/host.ts";
+import { type CallOptions, MemserverProcess } from "./memserver-process.ts";
+
+export interface MemserverOptions {
+  host: Host;
+  /** Directory with the keys of the installation. */
+  keys: string;
+  /** Milliseconds after which a memserver that does not answer is replaced. @default 3000 */
+  silenceMs?: number | undefined;
+}
+
+/** Those who want to know what becomes of a child or an image, by its id or hash. */
+type Listener = (event: ControlEvent) => void;
+
+interface OpenedImage {
+  dir: string;
+  holders: readonly string[];
+}
+
+type Attach = Omit<Extract<ControlRequest, { op: "attach" }>, "op">;
+
+/**
+ * The memserver of this runtime: started when it is first needed, and again whenever it has ended, with
+ * the images that it had open. Children that it served find the next one by themselves (`LazyMemory`).
+ */
+export class Memserver implements AsyncDisposable {
+  readonly #options: MemserverOptions;
+  readonly #images = new Map<string, OpenedImage>();
+  readonly #listeners = new Map<string, Listener>();
+  readonly #deaths = new Set<(death: FlurryError) => void>();
+  readonly #stop = new AbortController();
+  #process: Promise<MemserverProcess> | undefined;
+  #starts = 0;
+
+  constructor(options: MemserverOptions) {
+    this.#options = options;
+  }
+
+  /** How often a memserver has been started. */
+  get starts(): number {
+    return this.#starts;
+  }
+
+  /** Process id of the memserver that runs, or is being started. */
+  async pid(): Promise<number | undefined> {
+    return (await this.#process)?.pid;
+  }
+
+  /** Opens an image; it stays open, also in the memservers that follow. */
+  async open(
+    image: string,
+    dir: string,
+    holders: readonly string[],
+    options?: CallOptions,
+  ): Promise<ControlAnswer<"open">> {
+    const memserver = await this.#running();
+    const opened = await memserver.call("open", { image, dir, holders: [...holders] }, options);
+    this.#images.set(image, { dir, holders });
+    return opened;
+  }
+
+  async close(image: string): Promise<void> {
+    this.#images.delete(image);
+    await this.#ifRunning((memserver) => memserver.call("close", { image }));
+  }
+
+  /** Attaches a child. @throws as `MemserverProcess.call` */
+  async attach(request: Attach, options?: CallOptions): Promise<ControlAnswer<"attach">> {
+    const memserver = await this.#running();
+    return await memserver.call("attach", request, options);
+  }
+
+  async detach(child: string, keep: boolean): Promise<void> {
+    await this.#ifRunning((memserver) => memserver.call("detach", { child, keep }));
+  }
+
+  async stats(child: string): Promise<ControlAnswer<"stats">> {
+    return await (await this.#running()).call("stats", { child });
+  }
+
+  /** Asks other hosts for the image that was made for a key. */
+  async find(key: string, holders: readonly string[], options?: CallOptions): Promise<ControlAnswer<"find">> {
+    return await (await this.#running()).call("find", { key, holders: [...holders] }, options);
+  }
+
+  /** Serves the images in a directory to other hosts. Returns the port. */
+  async listen(host: string, port: number, dir: string): Promise<number> {
+    return (await (await this.#running()).call("listen", { host, port, dir })).port;
+  }
+
+  /** Tells of a child or an image until it is disposed; of the memserver's end too. */
+  watch(name: string, onEvent: Listener, onDeath: (death: FlurryError) => void): Disposable {
+    this.#listeners.set(name, onEvent);
+    this.#deaths.add(onDeath);
+    return {
+      [Symbol.dispose]: () => {
+        if (this.#listeners.get(name) === onEvent) this.#listeners.delete(name);
+        this.#deaths.delete(onDeath);
+      },
+    };
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#stop.abort();
+    await this.#ifRunning((memserver) => memserver[Symbol.asyncDispose]());
+  }
+
+  #running(): Promise<MemserverProcess> {
+    if (this.#stop.signal.aborted) {
+      return Promise.reject(new FlurryError("MEMSERVER_FAILED", "The memserver has been ended"));
+    }
+    this.#process ??= this.#start();
+    return this.#process;
+  }
+
+  async #start(): Promise<MemserverProcess> {
+    const { host, keys, silenceMs = 3000 } = this.#options;
+    this.#starts += 1;
+    let started: MemserverProcess | undefined;
+    try {
+      started = await MemserverProcess.start(
+        { host, keys, silenceMs, onEvent: (event) => this.#tell(event) },
+        this.#stop.signal,
+      );
+      const memserver = started;
+      for (const [image, { dir, holders }] of this.#images) {
+        await memserver.call("open", { image, dir, holders: [...holders] });
+      }
+      void memserver.exited.then((death) => this.#ended(death));
+      return memserver;
+    } catch (error) {
+      await started?.[Symbol.asyncDispose]();
+      this.#process = undefined;
+      throw error;
+    }
+  }
+
+  #tell(event: ControlEvent): void {
+    if ("child" in event) this.#listeners.get(event.child)?.(event);
+    if ("image" in event) this.#listeners.get(event.image)?.(event);
+  }
+
+  #ended(death: FlurryError): void {
+    this.#process = undefined;
+    if (this.#stop.signal.aborted) return;
+    for (const onDeath of [...this.#deaths]) onDeath(death);
+  }
+
+  /** Does something with the memserver if there is one; that it ends meanwhile is as good as done. */
+  async #ifRunning(work: (memserver: MemserverProcess) => Promise<unknown>): Promise<void> {
+    const running = this.#process;
+    if (!running) return;
+    let memserver: MemserverProcess;
+    try {
+      memserver = await running;
+    } catch (error) {
+      if (error instanceof FlurryError) return;
+      throw error;
+    }
+    try {
+      await work(memserver);
+    } catch (error) {
+      if (!(error instanceof FlurryError && error.code === "MEMSERVER_FAILED")) throw error;
+    }
+  }
+}
