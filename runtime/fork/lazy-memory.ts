@@ -56,7 +56,7 @@ class LazyChild implements GivenMemory {
   readonly #id: string;
   readonly #image: string;
   readonly #options: LazyOptions;
-  readonly #resources = new DisposableStack();
+  readonly #resources = new AsyncDisposableStack();
   readonly #stop = new AbortController();
   readonly #lose: (error: FlurryError) => void;
   #status: MigrationStatus = "none";
@@ -75,6 +75,7 @@ class LazyChild implements GivenMemory {
     const { promise, resolve } = Promise.withResolvers<FlurryError>();
     this.lost = promise;
     this.#lose = resolve;
+    this.#resources.use(memserver.hold(image));
     this.#resources.use(shell.qemu.qmp.on("MIGRATION", ({ data }) => this.#changed(data.status)));
     this.#resources.use(
       memserver.watch(
@@ -92,8 +93,8 @@ class LazyChild implements GivenMemory {
 
   async release(sound: boolean): Promise<void> {
     this.#stop.abort();
-    this.#resources.dispose();
     await this.#memserver.detach(this.#id, sound);
+    await this.#resources.disposeAsync();
   }
 
   async #attach(socket: string, recover: boolean, signal: AbortSignal | undefined): Promise<void> {

@@ -1,3 +1,4 @@
+import { rm } from "node:fs/promises";
 import { FlurryError } from "../../errors/errors.ts";
 import type { ControlAnswer, ControlEvent, ControlRequest } from "../../memserver/process/control.ts";
 import type { Host } from "../vm/host.ts";
@@ -17,7 +18,20 @@ type Listener = (event: ControlEvent) => void;
 interface OpenedImage {
   dir: string;
   holders: readonly string[];
+  temporary: boolean;
+  /** Parents and children that need it. */
+  holds: number;
 }
+
+export interface OpenImageOptions extends CallOptions {
+  /** Addresses of those who have the image when it is not, or not all, in the directory. */
+  holders?: readonly string[] | undefined;
+  /** Whether the directory is removed when nobody needs the image any more. @default false */
+  temporary?: boolean | undefined;
+}
+
+/** An image that is open in the memserver, until this is disposed. */
+export interface HeldImage extends AsyncDisposable, ControlAnswer<"open"> {}
 
 type Attach = Omit<Extract<ControlRequest, { op: "attach" }>, "op">;
 
@@ -48,22 +62,51 @@ export class Memserver implements AsyncDisposable {
     return (await this.#process)?.pid;
   }
 
-  /** Opens an image; it stays open, also in the memservers that follow. */
-  async open(
-    image: string,
-    dir: string,
-    holders: readonly string[],
-    options?: CallOptions,
-  ): Promise<ControlAnswer<"open">> {
+  /**
+   * Opens an image, in the memservers that follow too, until what is returned is disposed and no child
+   * holds it any more.
+   *
+   * @throws FlurryError IMAGE_CORRUPT, DESCRIPTOR_INVALID; PAGES_UNAVAILABLE or PEER_FAILED when no holder has
+   * it; MEMSERVER_FAILED, ABORTED
+   */
+  async open(image: string, dir: string, options: OpenImageOptions = {}): Promise<HeldImage> {
+    const { holders = [], temporary = false, signal } = options;
     const memserver = await this.#running();
-    const opened = await memserver.call("open", { image, dir, holders: [...holders] }, options);
-    this.#images.set(image, { dir, holders });
-    return opened;
+    const opened = await memserver.call("open", { image, dir, holders: [...holders] }, { signal });
+    const known = this.#images.get(image);
+    if (!known) this.#images.set(image, { dir, holders, temporary, holds: 0 });
+    const hold = this.hold(image);
+    return { ...opened, [Symbol.asyncDispose]: () => hold[Symbol.asyncDispose]() };
   }
 
-  async close(image: string): Promise<void> {
+  /** Keeps an image open that is open. @throws FlurryError IMAGE_NOT_FOUND */
+  hold(image: string): AsyncDisposable {
+    const opened = this.#images.get(image);
+    if (!opened) throw new FlurryError("IMAGE_NOT_FOUND", `Image "${image}" is not open in the memserver`);
+    opened.holds += 1;
+    let held = true;
+    return {
+      [Symbol.asyncDispose]: async () => {
+        if (!held) return;
+        held = false;
+        opened.holds -= 1;
+        if (opened.holds === 0) await this.#close(image, opened);
+      },
+    };
+  }
+
+  /** Says that an image that was not all there is, in this directory, which stays. */
+  async moved(image: string, dir: string): Promise<void> {
+    const opened = this.#images.get(image);
+    if (!opened) return;
+    Object.assign(opened, { dir, holders: [], temporary: false });
+    await this.#ifRunning((memserver) => memserver.call("open", { image, dir, holders: [] }));
+  }
+
+  async #close(image: string, { dir, temporary }: OpenedImage): Promise<void> {
     this.#images.delete(image);
     await this.#ifRunning((memserver) => memserver.call("close", { image }));
+    if (temporary) await rm(dir, { recursive: true, force: true });
   }
 
   /** Attaches a child. @throws as `MemserverProcess.call` */
@@ -126,7 +169,9 @@ export class Memserver implements AsyncDisposable {
       );
       const memserver = started;
       for (const [image, { dir, holders }] of this.#images) {
-        await memserver.call("open", { image, dir, holders: [...holders] });
+        const { complete } = await memserver.call("open", { image, dir, holders: [...holders] });
+        // The one before may have had no time to say so.
+        if (complete && holders.length > 0) this.#tell({ event: "image-complete", image });
       }
       void memserver.exited.then((death) => this.#ended(death));
       return memserver;

@@ -9,6 +9,9 @@ import { type BootedVm, bootVm } from "./boot.ts";
 import { explainAgentError } from "./child.ts";
 import { fingerprintOf } from "./fingerprint.ts";
 import { freeze } from "./freeze.ts";
+import type { LazyOptions } from "./lazy-memory.ts";
+import { lazyParent, type RemoteParent, remoteParent } from "./lazy-parent.ts";
+import type { Memserver } from "./memserver.ts";
 import { Parent } from "./parent.ts";
 import { ParentStore, parentKey, type StoredParent } from "./parent-store.ts";
 
@@ -42,6 +45,8 @@ export interface ParentFile {
   mode: number;
 }
 
+export type MemoryMode = "mapped" | "lazy";
+
 export interface OpenParentOptions {
   host: Host;
   image: GuestImage;
@@ -57,6 +62,18 @@ export interface OpenParentOptions {
   fresh?: boolean | undefined;
   /** Shells kept waiting. @default 0 */
   shells?: number | undefined;
+  /**
+   * How children have their memory: `mapped` from the image's file, all of it at once; `lazy` from the
+   * memserver, page by page.
+   *
+   * @default "mapped"
+   */
+  memory?: MemoryMode | undefined;
+  /** Needed for `lazy` memory, and for `peers`. */
+  memserver?: Memserver | undefined;
+  /** Addresses (`HOST:PORT`) of other hosts' memservers: a parent that one of them has is not booted here. */
+  peers?: readonly string[] | undefined;
+  lazy?: LazyOptions | undefined;
   onProgress?: ((event: ParentProgress) => void) | undefined;
   signal?: AbortSignal | undefined;
 }
@@ -71,11 +88,19 @@ export type ParentProgress =
   | { step: "freeze" }
   | { step: "keep" }
   | { step: "damaged"; reason: string }
+  /** Other hosts are asked for it. */
+  | { step: "ask"; peers: readonly string[] }
+  /** They have it. */
+  | { step: "remote"; holders: readonly string[] }
+  /** They cannot be asked, or what they have cannot be used; or it could not be kept here. */
+  | { step: "peers-failed"; reason: string }
   | { step: "cached" };
 
 /** How a parent came to be; times in milliseconds. A cached parent was neither booted nor frozen now. */
 export interface ParentOrigin {
   cached: boolean;
+  /** Addresses of the hosts whose parent it is. */
+  holders?: readonly string[];
   accel: AcceleratorVerdict;
   descriptorBytes: number;
   bootMs?: number;
@@ -113,20 +138,59 @@ export async function openParent(
   const fingerprint = fingerprintOf(host, profile, image.hash);
   const key = parentKey({ ...fingerprint, warmUp: options.warmUp ?? null, ...filesKey(options.files) });
   const found = options.fresh ? undefined : await findStored(store, key, options);
+  if (!found && !options.fresh) {
+    const remote = await findRemote({ ...options, profile, store, key });
+    if (remote) {
+      const { parent, holders, descriptorBytes } = remote;
+      return { parent, origin: { cached: true, holders, accel, descriptorBytes } };
+    }
+  }
   const { stored, ...times } = found
     ? { stored: found }
     : await makeParent({ ...options, profile, accel, store, key });
-  const parent = new Parent({
-    host,
-    profile,
-    descriptor: stored.descriptor,
-    imagePath: stored.imagePath,
-    shells: options.shells,
-  });
+  const parent = await parentOf(stored, { ...options, profile });
   return {
     parent,
     origin: { cached: found !== undefined, accel, descriptorBytes: stored.descriptorBytes, ...times },
   };
+}
+
+async function parentOf(
+  stored: StoredParent,
+  options: OpenParentOptions & { profile: MachineProfile },
+): Promise<Parent> {
+  const { memory = "mapped", host, profile, shells } = options;
+  if (memory === "lazy") return await lazyParent(stored, { ...options, memserver: memserverOf(options) });
+  const { descriptor, imagePath } = stored;
+  return new Parent({ host, profile, descriptor, imagePath, shells });
+}
+
+function memserverOf({ memserver }: OpenParentOptions): Memserver {
+  if (memserver) return memserver;
+  throw new FlurryError("BAD_ARGUMENT", "Lazy memory and parents of other hosts need a memserver");
+}
+
+/** The parent of another host. That none can be asked is no reason not to boot one here. */
+async function findRemote(
+  options: OpenParentOptions & { profile: MachineProfile; store: ParentStore; key: string },
+): Promise<RemoteParent | undefined> {
+  const { peers = [], onProgress } = options;
+  if (peers.length === 0) return undefined;
+  onProgress?.({ step: "ask", peers });
+  const trouble = (error: unknown) =>
+    onProgress?.({ step: "peers-failed", reason: error instanceof Error ? error.message : String(error) });
+  try {
+    const memserver = memserverOf(options);
+    const stayLazy = options.memory === "lazy";
+    const remote = await remoteParent({ ...options, memserver, peers, stayLazy, onTrouble: trouble });
+    if (remote) onProgress?.({ step: "remote", holders: remote.holders });
+    return remote;
+  } catch (error) {
+    const code = codeOf(error);
+    if (code === "ABORTED" || code === "REQUIREMENT_MISSING" || code === "BAD_ARGUMENT") throw error;
+    trouble(error);
+    return undefined;
+  }
 }
 
 async function findStored(store: ParentStore, key: string, options: OpenParentOptions) {

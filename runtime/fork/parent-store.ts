@@ -87,6 +87,28 @@ export class ParentStore {
     }
   }
 
+  /** An empty directory for a parent that comes from another host; removed if its process dies. */
+  async staging(): Promise<string> {
+    return await mkdtemp(join(this.#dir, temporaryPrefix()));
+  }
+
+  /**
+   * Takes over a parent that has arrived in a `staging` directory: `descriptor`, `memory` and `pages`, each
+   * page checked as it came.
+   *
+   * @throws FlurryError IMAGE_CORRUPT, DESCRIPTOR_INVALID
+   */
+  async adopt(key: string, hash: string, staging: string): Promise<StoredParent> {
+    await rm(join(staging, "memory.map"), { force: true });
+    this.#giveToVms(join(staging, "memory"));
+    await writeFile(join(staging, "verified"), stampOf(join(staging, "memory")));
+    chmodSync(staging, 0o755);
+    await this.#publish(staging, hash);
+    await this.#pointKey(key, hash);
+    await this.#prune();
+    return await this.load(hash);
+  }
+
   /**
    * The parent that was put under this key; undefined if there is none.
    *

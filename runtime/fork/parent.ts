@@ -4,6 +4,7 @@ import { checkFingerprint, type Descriptor } from "../../memserver/descriptor.ts
 import { incomingStream } from "../../memserver/device-stream.ts";
 import type { Host } from "../vm/host.ts";
 import type { MachineProfile } from "../vm/profile.ts";
+import type { Shell } from "../vm/shell.ts";
 import { ShellPool } from "../vm/shell-pool.ts";
 import { Child, type Identity } from "./child.ts";
 import { type ChildMemory, MappedMemory } from "./child-memory.ts";
@@ -18,6 +19,10 @@ export interface ParentOptions {
   imagePath: string;
   /** Gives children their memory page by page, instead of all of it by mapping the file. */
   lazy?: LazyMemory | undefined;
+  /** The file is not complete yet; `arrived` says when it is. @default false */
+  arriving?: boolean | undefined;
+  /** What children come from, given up with the parent; each of them holds it for itself. */
+  held?: AsyncDisposable | undefined;
   /** Shells kept waiting. @default 0 */
   shells?: number | undefined;
 }
@@ -33,10 +38,15 @@ export interface ForkOptions {
 export class Parent implements AsyncDisposable {
   readonly descriptor: Descriptor;
   readonly profile: MachineProfile;
-  readonly imagePath: string;
   readonly shells: ShellPool;
-  readonly #memory: ChildMemory;
-  readonly #stamp: string | undefined;
+  readonly #host: Host;
+  readonly #lazy: LazyMemory | undefined;
+  readonly #mapped: MappedMemory;
+  readonly #held: AsyncDisposable | undefined;
+  #imagePath: string;
+  #arriving: boolean;
+  #hasArrived = false;
+  #stamp: string | undefined;
 
   /** @throws FlurryError FINGERPRINT_MISMATCH when the descriptor was made on another machine */
   constructor(options: ParentOptions) {
@@ -44,13 +54,34 @@ export class Parent implements AsyncDisposable {
     checkFingerprint(descriptor, fingerprintOf(host, profile, descriptor.fingerprint.image));
     this.descriptor = descriptor;
     this.profile = profile;
-    this.imagePath = imagePath;
-    this.#memory =
-      options.lazy ??
-      new MappedMemory(incomingStream(descriptor.fingerprint.machine, descriptor.deviceState));
+    this.#host = host;
+    this.#imagePath = imagePath;
+    this.#arriving = options.arriving ?? false;
+    this.#lazy = options.lazy;
+    this.#mapped = new MappedMemory(incomingStream(descriptor.fingerprint.machine, descriptor.deviceState));
+    this.#held = options.held;
     this.#stamp = this.#filesNow();
     const image = options.lazy ? undefined : imagePath;
     this.shells = new ShellPool({ host, profile, image }, { keep: options.shells ?? 0 });
+  }
+
+  /** File of the memory image. */
+  get imagePath(): string {
+    return this.#imagePath;
+  }
+
+  /** Whether children of now on have their memory page by page. */
+  get isLazy(): boolean {
+    return this.#lazy !== undefined && !this.#hasArrived;
+  }
+
+  /** Says that the whole memory image is here now: children map it from now on. */
+  arrived(imagePath: string): void {
+    this.#imagePath = imagePath;
+    this.#arriving = false;
+    this.#hasArrived = true;
+    this.#stamp = this.#filesNow();
+    this.shells.rebind({ host: this.#host, profile: this.profile, image: imagePath });
   }
 
   /** Whether the files that children come from are still there, and as they were when it was opened. */
@@ -63,7 +94,8 @@ export class Parent implements AsyncDisposable {
     const disk = statSync(this.profile.disk, { bigint: true, throwIfNoEntry: false });
     // Nothing but the kernel sets the change time. A disk's changes also when images come to share it.
     if (!memory || !disk) return undefined;
-    return [memory.ino, memory.size, memory.ctimeNs, disk.ino, disk.size, disk.mtimeNs].join(" ");
+    const changed = this.#arriving ? 0n : memory.ctimeNs;
+    return [memory.ino, memory.size, changed, disk.ino, disk.size, disk.mtimeNs].join(" ");
   }
 
   /**
@@ -78,7 +110,8 @@ export class Parent implements AsyncDisposable {
     return await Child.start({
       taken,
       shellMs: performance.now() - began,
-      memory: this.#memory,
+      // By its shell: one that has just been taken may be of the time before the image had arrived.
+      memory: this.#memoryOf(taken.shell),
       id: `vm-${randomBytes(6).toString("hex")}`,
       identity: options.identity,
       memBytes: this.descriptor.ram.bytes,
@@ -87,8 +120,13 @@ export class Parent implements AsyncDisposable {
     });
   }
 
+  #memoryOf(shell: Shell): ChildMemory {
+    return shell.isLazy && this.#lazy ? this.#lazy : this.#mapped;
+  }
+
   /** Ends the waiting shells. Children belong to whoever forked them. */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.shells[Symbol.asyncDispose]();
+    await this.#held?.[Symbol.asyncDispose]();
   }
 }

@@ -21,7 +21,7 @@ export interface TakenShell {
 
 /** Shells that wait for one memory image. A shell that dies while it waits is dropped, not given out. */
 export class ShellPool implements AsyncDisposable {
-  readonly #spec: ShellSpec;
+  #spec: ShellSpec;
   readonly #parallel: number;
   readonly #waiting: Shell[] = [];
   readonly #starting = new Set<Promise<void>>();
@@ -75,12 +75,21 @@ export class ShellPool implements AsyncDisposable {
     this.#trim();
   }
 
+  /** Has all shells from now on be of another kind, and ends those that wait. */
+  rebind(spec: ShellSpec): void {
+    this.#spec = spec;
+    for (const shell of this.#waiting.splice(0)) this.#endLater(shell);
+    this.#refill();
+  }
+
   #trim(): void {
-    for (const shell of this.#waiting.splice(this.#most + this.#takers)) {
-      const ending = shell[Symbol.asyncDispose]();
-      this.#ending.add(ending);
-      void ending.finally(() => this.#ending.delete(ending));
-    }
+    for (const shell of this.#waiting.splice(this.#most + this.#takers)) this.#endLater(shell);
+  }
+
+  #endLater(shell: Shell): void {
+    const ending = shell[Symbol.asyncDispose]();
+    this.#ending.add(ending);
+    void ending.finally(() => this.#ending.delete(ending));
   }
 
   /** A waiting shell, else a new one. It is the caller's from then on. */

@@ -53,6 +53,11 @@ export class Shell implements AsyncDisposable {
     }
   }
 
+  /** Whether it waits for a memserver, having no memory image. */
+  get isLazy(): boolean {
+    return this.#incoming === undefined;
+  }
+
   /** Path of the unix socket on which it waits for a memserver. */
   get memserverPath(): string {
     return `${this.qemu.dir}/m`;

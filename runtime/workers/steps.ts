@@ -17,6 +17,12 @@ export function stepText(event: ParentProgress): string | undefined {
       return "freezing";
     case "keep":
       return "keeping the frozen parent on disk";
+    case "ask":
+      return `asking other hosts for it: ${event.peers.join(", ")}`;
+    case "remote":
+      return `opening the frozen parent of ${event.holders.join(", ")}`;
+    case "peers-failed":
+      return `cannot use another host's parent: ${event.reason}`;
     case "damaged":
       return `making another parent: ${event.reason}`;
     case "cached":
