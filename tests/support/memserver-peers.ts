@@ -1,0 +1,100 @@
+import { descriptorHash, encodeDescriptor } from "../../memserver/descriptor.ts";
+import { ENTRY_BYTES, PageTable, pageEntry } from "../../memserver/image/page-table.ts";
+import type { ImageProvider, ServedImage } from "../../memserver/peer/served-image.ts";
+import { PAGE_BYTES } from "../../memserver/stream/format.ts";
+import { Dice } from "./dice.ts";
+
+const HASH = "0123456789abcdef".repeat(4);
+/** The request key under which `MadeUpImage.provider` has its image. */
+export const KEY = "89abcdef01234567".repeat(4);
+
+/** A memory image in this process, with its descriptor. */
+export class MadeUpImage {
+  readonly bytes: Buffer;
+  readonly table: PageTable;
+  readonly descriptor: Buffer;
+  /** Of the descriptor. */
+  readonly hash: string;
+  readonly workingSet: Uint32Array | undefined;
+
+  constructor(bytes: Buffer, workingSet?: Uint32Array) {
+    this.bytes = bytes;
+    this.workingSet = workingSet;
+    const entries = Buffer.alloc((bytes.length / PAGE_BYTES) * ENTRY_BYTES);
+    for (let at = 0; at < bytes.length; at += PAGE_BYTES) {
+      pageEntry(bytes.subarray(at, at + PAGE_BYTES)).copy(entries, (at / PAGE_BYTES) * ENTRY_BYTES);
+    }
+    this.table = new PageTable(entries);
+    this.descriptor = encodeDescriptor({
+      ...{ format: "flurry-descriptor", version: 2, frozenAt: 1_750_000_000_000 },
+      fingerprint: {
+        ...{ qemu: "QEMU emulator version 10.0.2", machine: "pc-q35-10.0", cpu: "max", accel: "tcg" },
+        ...{ cpus: 1, memBytes: bytes.length, devices: HASH, image: "base", hostCpu: "" },
+      },
+      deviceState: Uint8Array.of(4, 0, 1, 2, 0),
+      ram: { block: "ram0", bytes: bytes.length, hash: this.table.root },
+      lineage: { generation: 0, parent: null },
+    });
+    this.hash = descriptorHash(this.descriptor);
+  }
+
+  get pages(): number {
+    return this.table.pages;
+  }
+
+  /** Pages that are not zero. */
+  get filled(): number[] {
+    return Array.from({ length: this.pages }, (_value, page) => page).filter(
+      (page) => !this.table.isZero(page),
+    );
+  }
+
+  /** Gives this image, and nothing else. */
+  get provider(): ImageProvider {
+    return {
+      find: async (key) => (key === KEY ? this.hash : undefined),
+      open: async (hash) => (hash === this.hash ? this.served() : undefined),
+    };
+  }
+
+  served(change: Partial<ServedImage> = {}): ServedImage {
+    return {
+      ...{ descriptor: this.descriptor, table: this.table, workingSet: async () => this.workingSet },
+      read: (page, count, target, at) => {
+        this.bytes.copy(target, at, page * PAGE_BYTES, (page + count) * PAGE_BYTES);
+        return true;
+      },
+      [Symbol.asyncDispose]: async () => undefined,
+      ...change,
+    };
+  }
+
+  page(page: number): Buffer {
+    return this.bytes.subarray(page * PAGE_BYTES, (page + 1) * PAGE_BYTES);
+  }
+
+  /** What a holder should answer. */
+  range(first: number, count: number): Buffer {
+    const pages = Array.from({ length: count }, (_value, at) => first + at);
+    return Buffer.concat(pages.filter((page) => !this.table.isZero(page)).map((page) => this.page(page)));
+  }
+}
+
+/** An image of these pages, the same in each run: half of it zeros, some of it compressible. */
+export function madeUpImage(pages: number, seed = 1): MadeUpImage {
+  const dice = new Dice(seed);
+  const bytes = Buffer.alloc(pages * PAGE_BYTES);
+  for (let page = 0; page < pages; ) {
+    const run = Math.min(dice.int(1, 40), pages - page);
+    const kind = dice.pick(["zero", "zero", "noise", "text"]);
+    for (let at = page; at < page + run; at++) {
+      const target = bytes.subarray(at * PAGE_BYTES, (at + 1) * PAGE_BYTES);
+      if (kind === "noise") {
+        for (let word = 0; word < PAGE_BYTES; word += 4)
+          target.writeInt32LE(dice.int(-(2 ** 31), 2 ** 31 - 1), word);
+      } else if (kind === "text") target.fill(`page ${at} `);
+    }
+    page += run;
+  }
+  return new MadeUpImage(bytes);
+}
