@@ -22,11 +22,15 @@ export function compress(bytes: Uint8Array): Buffer | undefined {
 export function decompress(frames: Buffer, most: number): Buffer {
   // One frame, behind which Deno's encoder puts an empty one at times.
   for (let at = 0; at < frames.length; ) at += frameBytes(frames.subarray(at), most);
+  let cause: unknown;
   try {
-    return zstdDecompressSync(frames, { maxOutputLength: Math.max(most, 1) });
+    const bytes = zstdDecompressSync(frames, { maxOutputLength: Math.max(most, 1) });
+    // Which is not kept to the byte either.
+    if (bytes.length <= most) return bytes;
   } catch (error) {
-    throw peerFailed(`Cannot decompress ${frames.length} bytes to at most ${most}`, error);
+    cause = error;
   }
+  throw peerFailed(`Cannot decompress ${frames.length} bytes to at most ${most}`, cause);
 }
 
 /** Walks the blocks of the first frame (RFC 8878, section 3.1.1). Returns how many bytes it has. */

@@ -1,8 +1,16 @@
 import { descriptorHash, encodeDescriptor } from "../../memserver/descriptor.ts";
 import { ENTRY_BYTES, PageTable, pageEntry } from "../../memserver/image/page-table.ts";
+import {
+  answerReader,
+  type PeerAnswer,
+  type PeerRequest,
+  requestReader,
+} from "../../memserver/peer/messages.ts";
 import type { ImageProvider, ServedImage } from "../../memserver/peer/served-image.ts";
 import { PAGE_BYTES } from "../../memserver/stream/format.ts";
 import { Dice } from "./dice.ts";
+import { pagesOf } from "./memserver-pages.ts";
+import { chunksOf } from "./memserver-streams.ts";
 
 const HASH = "0123456789abcdef".repeat(4);
 /** The request key under which `MadeUpImage.provider` has its image. */
@@ -97,4 +105,59 @@ export function madeUpImage(pages: number, seed = 1): MadeUpImage {
     page += run;
   }
   return new MadeUpImage(bytes);
+}
+
+const HASH_OF_SOMETHING = "fedcba9876543210".repeat(4);
+
+/** One request of each kind. */
+export const PEER_REQUESTS: readonly PeerRequest[] = [
+  { kind: "find", id: 1, key: KEY },
+  { kind: "open", id: 2, hash: HASH_OF_SOMETHING },
+  { kind: "table", id: 3, image: 1, first: 0, count: 16_384 },
+  { kind: "read", id: 0xffff_ffff, image: 1, first: 7, count: 256, urgent: true },
+  { kind: "read", id: 5, image: 2, first: 0xffff_ffff, count: 1, urgent: false },
+  { kind: "working-set", id: 6, image: 1, first: 0, count: 3 },
+  { kind: "close", id: 0, image: 1 },
+];
+
+/** One answer of each kind. */
+export const PEER_ANSWERS: readonly PeerAnswer[] = [
+  { kind: "found", id: 1, hash: HASH_OF_SOMETHING },
+  { kind: "none", id: 2 },
+  { kind: "opened", id: 3, image: 1, pages: 2 ** 28, descriptor: Buffer.from("descriptor") },
+  { kind: "table", id: 4, first: 16_384, entries: Buffer.alloc(3 * ENTRY_BYTES, 7) },
+  { kind: "pages", id: 5, first: 9, count: 2, encoding: "raw", bytes: pagesOf(9, 2) },
+  { kind: "pages", id: 6, first: 9, count: 256, encoding: "zstd", bytes: Buffer.from("none really") },
+  { kind: "pages", id: 7, first: 9, count: 1, encoding: "raw", bytes: Buffer.alloc(0) },
+  { kind: "missing", id: 8 },
+  { kind: "error", id: 9, code: "IMAGE_CORRUPT", message: "Cannot read it" },
+  { kind: "working-set", id: 10, first: 0, pages: [5, 3, 0xffff_ffff] },
+  { kind: "working-set", id: 11, first: 3, pages: [] },
+];
+
+/** All requests of a client's bytes, with their HELLO. */
+export function readRequests(bytes: Uint8Array, lengths: readonly number[] = []): PeerRequest[] {
+  const requests: PeerRequest[] = [];
+  const reader = requestReader((request) => requests.push(request));
+  for (const chunk of chunksOf(bytes, lengths)) reader.push(chunk);
+  return requests;
+}
+
+/** All answers of a server's bytes, with their HELLO. */
+export function readAnswers(bytes: Uint8Array, lengths: readonly number[] = []): PeerAnswer[] {
+  const answers: PeerAnswer[] = [];
+  const reader = answerReader(
+    (answer) => answers.push(kept(answer)),
+    () => undefined,
+  );
+  for (const chunk of chunksOf(bytes, lengths)) reader.push(chunk);
+  return answers;
+}
+
+/** What is left of an answer when its bytes are gone: a copy. */
+function kept(answer: PeerAnswer): PeerAnswer {
+  if (answer.kind === "opened") return { ...answer, descriptor: Buffer.from(answer.descriptor) };
+  if (answer.kind === "table") return { ...answer, entries: Buffer.from(answer.entries) };
+  if (answer.kind === "pages") return { ...answer, bytes: Buffer.from(answer.bytes) };
+  return answer;
 }
