@@ -7,17 +7,18 @@ import { parseArgs } from "node:util";
 import { FlurryError } from "../errors/errors.ts";
 import { ControlServer } from "./process/control-server.ts";
 import { OpenImages } from "./process/open-images.ts";
+import { Peers } from "./process/peers.ts";
 
-parseArgs({ options: { run: { type: "string" }, keys: { type: "string" } } });
+const { values } = parseArgs({ options: { run: { type: "string" }, keys: { type: "string" } } });
+if (!values.keys) throw new FlurryError("BAD_ARGUMENT", "--keys names no directory");
 
-const refuse = () => Promise.reject(new FlurryError("BAD_ARGUMENT", "This memserver knows no others"));
-await using images = new OpenImages(refuse);
-const server = new ControlServer({
-  input: process.stdin,
-  output: process.stdout,
-  images,
-  peers: { find: refuse, listen: refuse },
+await using peers = new Peers({
+  keys: values.keys,
+  emit: (event) => server.emit(event),
+  onTrouble: (trouble) => process.stderr.write(`${trouble instanceof Error ? trouble.message : trouble}\n`),
 });
+await using images = new OpenImages((hash, dir, holders) => peers.open(hash, dir, holders));
+const server = new ControlServer({ input: process.stdin, output: process.stdout, images, peers });
 await using _children = server.children;
 const error = await server.closed;
 if (error) {

@@ -37,6 +37,16 @@ export function flurryShm(): string {
   return ensured(process.env.FLURRY_SHM || `/dev/shm/flurry-${process.getuid?.() ?? 0}`);
 }
 
+/**
+ * Directory with the keys by which memservers of one installation know each other: `$FLURRY_KEYS`, else
+ * `memserver-keys` in the data directory. Made when they are first needed.
+ *
+ * @param home - data directory
+ */
+export function memserverKeys(home: string): string {
+  return process.env.FLURRY_KEYS || join(home, "memserver-keys");
+}
+
 function ensured(dir: string): string {
   makeReachable(dir);
   return dir;

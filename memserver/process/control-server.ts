@@ -86,7 +86,7 @@ export class ControlServer {
       case "find":
         return await peers.find(request.key, request.holders);
       case "listen":
-        return { port: await peers.listen(request) };
+        return { port: await peers.listen(request, images) };
       case "ping":
         return {};
     }

@@ -19,6 +19,8 @@ export interface OpenImage {
   workingSet: Uint32Array | undefined;
   /** The child that shows it just now. */
   recorder: string | undefined;
+  /** Its source must not be read any more. */
+  closed: boolean;
 }
 
 /** Opens an image that is not all in its directory; puts `descriptor` and `pages` there if they are missing. */
@@ -64,10 +66,18 @@ export class OpenImages implements AsyncDisposable {
     throw new FlurryError("IMAGE_NOT_FOUND", `Image "${hash}" is not open in this memserver`);
   }
 
+  /** The image if it is open. */
+  async peek(hash: string): Promise<OpenImage | undefined> {
+    return await this.#images.get(hash);
+  }
+
   async close(hash: string): Promise<void> {
     const closing = this.#images.get(hash);
     this.#images.delete(hash);
-    await (await closing)?.source[Symbol.asyncDispose]();
+    const image = await closing;
+    if (!image) return;
+    image.closed = true;
+    await image.source[Symbol.asyncDispose]();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -82,7 +92,7 @@ export class OpenImages implements AsyncDisposable {
       const table = await readTable(dir, descriptor);
       const source = remote?.source ?? new FlatImage(join(dir, "memory"), table);
       const workingSet = remote?.workingSet ?? (await readWorkingSet(dir, table.pages));
-      return { hash, dir, descriptor, table, source, workingSet, recorder: undefined };
+      return { hash, dir, descriptor, table, source, workingSet, recorder: undefined, closed: false };
     } catch (error) {
       await remote?.source[Symbol.asyncDispose]();
       throw error;
@@ -91,7 +101,7 @@ export class OpenImages implements AsyncDisposable {
 }
 
 /** Whether all of an image is in its directory: what came from elsewhere has a map until it is complete. */
-function isWhole(dir: string): boolean {
+export function isWhole(dir: string): boolean {
   return existsSync(join(dir, "memory")) && !existsSync(join(dir, "memory.map"));
 }
 

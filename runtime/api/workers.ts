@@ -63,6 +63,9 @@ export const WorkerSpec = z
       .meta({ description: "Variable of each task: name of the secret that it holds. Never in the parent" }),
     memoryMiB: z.int().min(64).max(65_536).default(512),
     cpus: z.int().min(1).max(64).default(1),
+    memory: z.enum(["mapped", "lazy"]).default("mapped").meta({
+      description: "How a VM has its memory: all of it mapped at the start, or page by page as it is needed",
+    }),
     timeoutMs: z.int().min(1).max(86_400_000).optional().meta({ description: "Longest time of one attempt" }),
     retry: Retry.prefault({}),
   })

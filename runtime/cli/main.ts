@@ -12,6 +12,7 @@ const commands = {
   worker: "Deploy workers, which jobs run by their name",
   secret: "Store values that tasks get as variables",
   key: "Make, list and remove the keys of a gateway",
+  memserver: "Give frozen parents to other hosts, page by page",
   image: "Build, list and remove the images that VMs boot",
   bench: "Measure forks and the gateway on this machine",
   doctor: "Show what Flurry needs, what was found, and what to do",

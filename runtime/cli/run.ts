@@ -10,7 +10,7 @@ import { Host } from "../vm/host.ts";
 import { reapLeftoverFiles } from "../vm/owner.ts";
 import { formatMs } from "./format.ts";
 import { LinePrefixer } from "./line-prefixer.ts";
-import { environment, positiveInteger, positiveNumber } from "./options.ts";
+import { environment, LAZY_TEXT, PEER_TEXT, peers, positiveInteger, positiveNumber } from "./options.ts";
 import { Output } from "./output.ts";
 import { PacedSink } from "./paced-sink.ts";
 import { openSession } from "./session.ts";
@@ -27,6 +27,8 @@ interface RunOptions {
   timeout?: number;
   warm?: string;
   fresh?: boolean;
+  lazy?: boolean;
+  peer: string[];
   json?: boolean;
 }
 
@@ -34,6 +36,7 @@ const EXAMPLES = `
 Examples:
   flurry run --image base --count 4 -- sh -c 'echo task $FLURRY_TASK_INDEX of $FLURRY_TASK_COUNT'
   flurry run --image base --count 100 --out results -- sh -c 'seq $FLURRY_TASK_INDEX > /out/numbers'
+  flurry run --peer 10.0.0.1:7400 --image base --count 4 -- hostname
   flurry run --image povray --count 8 --warm 'povray --version' --json -- povray --version
 
 A task sees FLURRY_TASK_INDEX (from 0), FLURRY_TASK_COUNT, FLURRY_ATTEMPT and FLURRY_VM_ID. What it
@@ -58,6 +61,8 @@ export function runCommand(): Command {
     .option("--cwd <dir>", "working directory in the guest")
     .option("--timeout <seconds>", "longest time for one task", positiveNumber("--timeout"))
     .option("--warm <command>", "shell command that the parent runs before it is frozen")
+    .option("--lazy", LAZY_TEXT)
+    .option("--peer <host:port>", PEER_TEXT, peers, [])
     .option("--fresh", "boot a new parent even if a frozen one is on disk")
     .option("--json", "print JSON lines")
     .argument("<command...>", "command and arguments, after --")
@@ -81,6 +86,8 @@ async function run(argv: string[], options: RunOptions): Promise<void> {
     children: options.children,
     warmUp: taskWarmUp(options.warm === undefined ? [] : ["/bin/sh", "-c", options.warm]),
     fresh: options.fresh,
+    memory: options.lazy ? "lazy" : "mapped",
+    peers: options.peer,
     shells: Math.min(options.children ?? host.cores, options.count),
     signal,
   });

@@ -2,20 +2,21 @@ import { once } from "node:events";
 import { join } from "node:path";
 import type { LogLevel } from "@logtape/logtape";
 import { Command, Option } from "commander";
-import { FlurryError } from "../../errors/errors.ts";
 import { startLogging } from "../gateway/logging.ts";
 import { openGateway } from "../gateway/open.ts";
 import { flurryHome } from "../home.ts";
 import { VmTaskRuntime } from "../workers/vm-task-runtime.ts";
-import { positiveInteger, positiveNumber } from "./options.ts";
+import { type Address, address, PEER_TEXT, peers, positiveInteger, positiveNumber } from "./options.ts";
 import { Output } from "./output.ts";
 import { cliSignal } from "./signal.ts";
 
 interface ServeOptions {
-  listen: { hostname: string; port: number };
+  listen: Address;
   data?: string;
   drain: number;
   children?: number;
+  peer: string[];
+  memserver?: Address;
   webhookAllow?: string[];
   logLevel: LogLevel;
   json?: boolean;
@@ -26,6 +27,7 @@ Examples:
   flurry serve
   flurry serve --listen 0.0.0.0:8787 --data /srv/flurry --drain 60
   flurry serve --webhook-allow hooks.internal:8080
+  flurry serve --peer 10.0.0.1:7400              forks parents that the other host has frozen
 
 Without any key, only this machine is listened to, and everybody on it may do everything. The first
 SIGINT or SIGTERM lets running tasks end for --drain seconds and puts the rest back into the queue, the
@@ -38,7 +40,7 @@ export function serveCommand(): Command {
     .description("Runs the gateway: takes jobs over HTTP and runs their tasks in forked VMs")
     .addOption(
       new Option("--listen <host:port>", "address to listen on; port 0 for any that is free")
-        .argParser(address)
+        .argParser(address("--listen"))
         .default({ hostname: "127.0.0.1", port: 8787 }, "127.0.0.1:8787"),
     )
     .option("--data <dir>", "directory of jobs, results and artifacts (default: gateway in Flurry's own)")
@@ -47,6 +49,13 @@ export function serveCommand(): Command {
       "--children <n>",
       "most VMs at a time (default: what the host can take)",
       positiveInteger("--children"),
+    )
+    .option("--peer <host:port>", PEER_TEXT, peers, [])
+    .addOption(
+      new Option(
+        "--memserver <host:port>",
+        "also give frozen parents to other hosts, which must have the same keys",
+      ).argParser(address("--memserver")),
     )
     .option("--webhook-allow <host...>", "hosts that webhooks may be sent to although they are not public")
     .addOption(
@@ -63,28 +72,27 @@ async function serve(options: ServeOptions): Promise<void> {
   const output = new Output(options);
   const signal = cliSignal();
   await using _logging = await startLogging({ level: options.logLevel });
+  let runtime: VmTaskRuntime | undefined;
   await using gateway = await openGateway({
     dir: options.data ?? join(flurryHome(), "gateway"),
     listen: options.listen,
-    runtime: () => VmTaskRuntime.open({ slots: options.children }),
+    runtime: async () => {
+      runtime = await VmTaskRuntime.open({ slots: options.children, peers: options.peer });
+      return runtime;
+    },
     drainMs: options.drain * 1000,
     webhookAllow: options.webhookAllow ?? [],
   });
   const { url, port } = gateway;
+  if (options.memserver) {
+    const { hostname, port: wanted } = options.memserver;
+    const pagesPort = await runtime?.servePages(hostname, wanted);
+    output.print(`Its memserver gives frozen parents to other hosts at ${hostname}:${pagesPort}`);
+    output.emit({ event: "memserver", hostname, port: pagesPort });
+  }
   output.print(`Flurry's gateway answers at ${url}; ${url}/docs shows how to ask`);
   output.emit({ event: "ready", url, port, docs: `${url}/docs` });
   if (!signal.aborted) await once(signal, "abort");
   output.note("Ending: no more jobs are taken, running tasks may end");
   output.emit({ event: "ending" });
-}
-
-/** Parser of `--listen`: `host:port`, with an IPv6 address in brackets. */
-function address(value: string): { hostname: string; port: number } {
-  const [, bracketed, plain, digits] = /^(?:\[([0-9a-f:.]+)\]|([^:[\]]+)):(\d{1,5})$/i.exec(value) ?? [];
-  const hostname = bracketed ?? plain;
-  const port = Number(digits);
-  if (hostname !== undefined && port <= 65_535) return { hostname, port };
-  throw new FlurryError("BAD_ARGUMENT", `--listen takes HOST:PORT, not "${value}"`, {
-    hint: "for example 127.0.0.1:8787, or [::1]:8787",
-  });
 }

@@ -2,7 +2,7 @@ import { readFileSync, statSync } from "node:fs";
 import type { Command } from "commander";
 import { FlurryError } from "../../errors/errors.ts";
 import { MAX_FILE_BYTES, type WorkerSpecInput } from "../api/mod.ts";
-import { environment, pair, positiveInteger, positiveNumber } from "./options.ts";
+import { environment, LAZY_TEXT, pair, positiveInteger, positiveNumber } from "./options.ts";
 
 /** Options that say what runs a task, and where. */
 export interface SpecOptions {
@@ -13,6 +13,7 @@ export interface SpecOptions {
   cwd?: string;
   warm?: string;
   memory?: number;
+  lazy?: boolean;
   cpus?: number;
   timeout?: number;
   retries?: number;
@@ -31,6 +32,7 @@ export function specOptions(command: Command): Command {
     )
     .option("--warm <command>", "shell command that the parent runs before it is frozen")
     .option("--memory <MiB>", "memory of a guest (default: 512)", positiveInteger("--memory"))
+    .option("--lazy", LAZY_TEXT)
     .option("--cpus <n>", "processors of a guest (default: 1)", positiveInteger("--cpus"))
     .option("--cwd <dir>", "working directory in the guest")
     .option("--env <NAME=VALUE>", "variable for every task (may be repeated)", environment)
@@ -57,6 +59,7 @@ export function specOf(argv: readonly string[], options: SpecOptions): WorkerSpe
     ...(cwd !== undefined && { cwd }),
     ...(warm !== undefined && { warmUp: ["/bin/sh", "-c", warm] }),
     ...(memory !== undefined && { memoryMiB: memory }),
+    ...(options.lazy && { memory: "lazy" as const }),
     ...(cpus !== undefined && { cpus }),
     ...attemptsOf(options),
   };

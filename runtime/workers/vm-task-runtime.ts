@@ -1,13 +1,16 @@
 import { hostname } from "node:os";
+import { join } from "node:path";
 import { codeOf, describeError, FlurryError } from "../../errors/errors.ts";
 import { resolveImage } from "../../guest-agent/image/mod.ts";
 import type { GuestFile, WorkerSpec } from "../api/mod.ts";
 import { type Clock, systemClock } from "../clock.ts";
 import { Admission, availableMemory, type FamilyAdmission, hostLimits } from "../fork/admission.ts";
 import type { Child } from "../fork/child.ts";
+import { Memserver } from "../fork/memserver.ts";
 import { openParent, type ParentFile } from "../fork/open-parent.ts";
 import type { Parent } from "../fork/parent.ts";
 import { markUsed } from "../fork/parent-store.ts";
+import { memserverKeys } from "../home.ts";
 import type { Readiness } from "../jobs/ports.ts";
 import { runTask, taskWarmUp } from "../jobs/task.ts";
 import type { Attempt, AttemptExit, AttemptIo, TaskRuntime } from "../jobs/task-runtime.ts";
@@ -36,6 +39,8 @@ export interface VmTaskRuntimeOptions {
   slots?: number | undefined;
   /** Parents kept open; more only while they have running children. @default 8 */
   parents?: number | undefined;
+  /** Addresses (`HOST:PORT`) of other hosts' memservers: a parent that one of them has is not booted here. */
+  peers?: readonly string[] | undefined;
   /** Milliseconds that a guest may leave a question unanswered before it counts as dead. @default 60000 */
   silenceMs?: number | undefined;
   /** Longest warm-up in milliseconds. @default 600000 */
@@ -53,6 +58,7 @@ export class VmTaskRuntime implements TaskRuntime {
   readonly #options: VmTaskRuntimeOptions;
   readonly #clock: Clock;
   readonly #admission: Admission;
+  readonly #memserver: Memserver;
   readonly #preparations = new SingleFlight();
   /** Places for parents that boot. */
   readonly #boots: Admission;
@@ -70,6 +76,7 @@ export class VmTaskRuntime implements TaskRuntime {
 
   private constructor(host: Host, accel: Accelerator | undefined, options: VmTaskRuntimeOptions) {
     this.host = host;
+    this.#memserver = new Memserver({ host, keys: memserverKeys(host.home) });
     this.#options = options;
     this.#clock = options.clock ?? systemClock;
     this.#accel = accel;
@@ -133,12 +140,23 @@ export class VmTaskRuntime implements TaskRuntime {
     }
   }
 
+  /**
+   * Gives the frozen parents of this host to other hosts. Returns the port that is listened on.
+   *
+   * @param port - 0 for any that is free
+   * @throws FlurryError MEMSERVER_FAILED
+   */
+  async servePages(hostname: string, port: number): Promise<number> {
+    return await this.#memserver.listen(hostname, port, join(this.host.home, "parents"));
+  }
+
   /** Ends what runs, and every VM and file of this runtime. */
   async [Symbol.asyncDispose](): Promise<void> {
     this.#stop.abort();
     await Promise.allSettled(this.#running);
     await this.#preparations[Symbol.asyncDispose]();
     await this.#parents[Symbol.asyncDispose]();
+    await this.#memserver[Symbol.asyncDispose]();
     await this.host[Symbol.asyncDispose]();
   }
 
@@ -288,6 +306,9 @@ export class VmTaskRuntime implements TaskRuntime {
       warmUp: taskWarmUp(spec.warmUp),
       warmUpTimeoutMs: this.#options.warmUpTimeoutMs ?? 600_000,
       fresh: this.#broken.has(family),
+      memory: spec.memory,
+      memserver: this.#memserver,
+      peers: this.#options.peers,
       onProgress: (event) => onStep(stepText(event)),
       signal,
     });

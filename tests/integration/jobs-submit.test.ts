@@ -27,7 +27,15 @@ async function expectNoJobs(bench: Bench): Promise<void> {
 describe("submit()", () => {
   test("takes the current version of a worker, or the one that is named", async () => {
     await using bench = await openBench({ start: false });
-    const parsed = { ...spec, files: [], env: {}, secrets: {}, memoryMiB: 512, cpus: 1 };
+    const parsed = {
+      ...spec,
+      files: [],
+      env: {},
+      secrets: {},
+      memoryMiB: 512,
+      cpus: 1,
+      memory: "mapped" as const,
+    };
     const retry = { maxAttempts: 2, backoff: { initialMs: 1, factor: 1, maxMs: 1 } };
     await bench.store.workers.put("render", { ...parsed, retry, timeoutMs: 1000 });
     await bench.store.workers.put("render", { ...parsed, retry, memoryMiB: 128 });
