@@ -8,6 +8,8 @@ import type { PageTable } from "./page-table.ts";
 /** First and longest wait in milliseconds before a holder that failed is asked again. */
 const FIRST_WAIT_MS = 50;
 const LONGEST_WAIT_MS = 1000;
+/** So often at least it may be asked by somebody who then gives up. */
+const TRIES = 4;
 /** Pages that nobody waits for that are checked at a stretch. */
 const CHECKED_PAGES = 16;
 
@@ -34,6 +36,17 @@ export interface Wanted {
   readonly ahead: boolean;
   /** When to give up, by `performance.now()`. It may be put off. */
   readonly until: number;
+}
+
+export interface HoldersOptions {
+  /** Of the image, for messages. */
+  name: string;
+  table: PageTable;
+  /** In order of preference. */
+  holders: readonly Holder[];
+  /** Milliseconds that somebody waits for pages. */
+  giveUpMs: number;
+  closing: AbortSignal;
 }
 
 /** What became of the holders so far. */
@@ -71,13 +84,14 @@ export class Holders {
   readonly #table: PageTable;
   readonly #standings: readonly Standing[];
   readonly #closing: AbortSignal;
+  readonly #longestWaitMs: number;
 
-  /** @param name - of the image, for messages */
-  constructor(name: string, table: PageTable, holders: readonly Holder[], closing: AbortSignal) {
-    this.#name = name;
-    this.#table = table;
-    this.#closing = closing;
-    this.#standings = holders.map((holder) => ({
+  constructor(options: HoldersOptions) {
+    this.#name = options.name;
+    this.#table = options.table;
+    this.#closing = options.closing;
+    this.#longestWaitMs = Math.min(LONGEST_WAIT_MS, options.giveUpMs / TRIES);
+    this.#standings = options.holders.map((holder) => ({
       ...{ holder, reason: undefined, setAside: false, restsUntil: 0, waitMs: 0 },
     }));
   }
@@ -90,7 +104,7 @@ export class Holders {
    */
   async get(wanted: Wanted): Promise<Buffer | undefined> {
     // A holder that lacks the pages may have them soon.
-    for (let waitMs = FIRST_WAIT_MS; ; waitMs = Math.min(waitMs * 2, LONGEST_WAIT_MS)) {
+    for (let waitMs = FIRST_WAIT_MS; ; waitMs = Math.min(waitMs * 2, this.#longestWaitMs)) {
       const asked = this.#ready(wanted.urgent);
       let missing = false;
       for (const [at, standing] of asked.entries()) {
@@ -134,7 +148,7 @@ export class Holders {
       );
       standing.waitMs = 0;
       if (!data) {
-        standing.reason = `it has not page ${first} or one of ${count - 1} after it`;
+        standing.reason = `it has not all of ${named(first, count)}`;
         return "missing";
       }
       const wrong = await this.#check(wanted, data);
@@ -145,7 +159,7 @@ export class Holders {
     } catch (error) {
       standing.reason = error instanceof Error ? error.message : String(error);
       if (this.#closing.aborted) return "failed";
-      standing.waitMs = Math.min(Math.max(standing.waitMs * 2, FIRST_WAIT_MS), LONGEST_WAIT_MS);
+      standing.waitMs = Math.min(Math.max(standing.waitMs * 2, FIRST_WAIT_MS), this.#longestWaitMs);
       standing.restsUntil = performance.now() + standing.waitMs;
       this.stats.holderFailures += 1;
     }
@@ -170,15 +184,22 @@ export class Holders {
   }
 
   #unavailable({ first, count }: Wanted, cause?: unknown): FlurryError {
-    const pages = count === 1 ? `page ${first}` : `pages ${first} to ${first + count - 1}`;
     const reasons = this.#standings.map(
       ({ holder, reason }) => `${holder.name}: ${reason ?? "it was not asked"}`,
     );
     const why = this.#closing.aborted ? "the image was closed" : reasons.join("; ") || "it has no holders";
-    return new FlurryError("PAGES_UNAVAILABLE", `Cannot get ${pages} of image ${this.#name}: ${why}`, {
-      cause,
-    });
+    return new FlurryError(
+      "PAGES_UNAVAILABLE",
+      `Cannot get ${named(first, count)} of image ${this.#name}: ${why}`,
+      {
+        cause,
+      },
+    );
   }
+}
+
+function named(first: number, count: number): string {
+  return count === 1 ? `page ${first}` : `pages ${first} to ${first + count - 1}`;
 }
 
 /** Gives work so many milliseconds; what it does after that is its own. */

@@ -86,7 +86,7 @@ export class RemoteImage implements PageSource {
     this.#readAhead = readAhead;
     this.#giveUpMs = giveUpMs;
     this.#kept = new KeptPages(options);
-    this.#holders = new Holders(name, table, holders, this.#closing.signal);
+    this.#holders = new Holders({ name, table, holders, giveUpMs, closing: this.#closing.signal });
   }
 
   /** Whether all pages but zero ones are in the local image. */
@@ -142,11 +142,12 @@ export class RemoteImage implements PageSource {
     for (const { first, count } of planned(order, this.pages)) {
       if (first % SCANNED_PAGES === 0) await nextTurn();
       const end = first + count;
-      while (this.#run(first, end)) {
+      for (let next = first; this.#run(next, end); ) {
         await sleepUntil(at, signal);
         await this.#slots.acquire(signal);
-        const flight = this.#launchSlot(first, end, most);
-        if (!flight) continue;
+        const flight = this.#launchSlot(next, end, most);
+        if (!flight) break;
+        next = flight.first + flight.count;
         at = Math.max(at, performance.now()) + (flight.count * PAGE_BYTES * 1000) / bytesPerSecond;
         void flight.done.then((error) => {
           failure ??= error;
@@ -162,6 +163,7 @@ export class RemoteImage implements PageSource {
 
   /** Gives up what is on its way. */
   async [Symbol.asyncDispose](): Promise<void> {
+    if (this.#closing.signal.aborted) return;
     this.#closing.abort(new Error("The image was closed"));
     await Promise.all([...this.#flights].map(({ settled }) => settled));
     this.#local?.[Symbol.dispose]();
@@ -223,9 +225,11 @@ export class RemoteImage implements PageSource {
     until: number,
     signal: AbortSignal | undefined,
   ): Promise<void> {
-    while (this.#run(first, end)) {
+    for (let next = first; this.#run(next, end); ) {
       await this.#slots.acquire(signal);
-      this.#launchSlot(first, end, MOST_PAGES, until);
+      const flight = this.#launchSlot(next, end, MOST_PAGES, until);
+      if (!flight) return;
+      next = flight.first + flight.count;
     }
   }
 
