@@ -1,4 +1,5 @@
 import { setTimeout as delay } from "node:timers/promises";
+import { FlurryError } from "../../errors/errors.ts";
 import type { PageSource } from "../image/page-source.ts";
 import { PAGE_BYTES } from "../stream/format.ts";
 import type { BackgroundOptions } from "./child-spec.ts";
@@ -85,8 +86,11 @@ export class PagePusher {
     const missing = await this.#send(runs);
     if (missing.length === 0 || this.#over) return;
     await Promise.all(missing.map(({ page, count }) => source.fetch(page, count, { signal })));
+    if (this.#over) return;
     // Some may have been asked for, and sent, meanwhile.
-    if (!this.#over) await this.#send(missing);
+    const [still] = await this.#send(missing);
+    // What a child never gets it would read as zeros, at the end.
+    if (still) throw new FlurryError("INTERNAL", `Page ${still.page} was fetched and is not there`);
   }
 
   /** Sends what is open of these pages. Returns those that are not on this host. */
@@ -95,8 +99,11 @@ export class PagePusher {
     const missing: PageRun[] = [];
     for (const run of runs) {
       this.#add(run, missing);
-      // It has just written its batch, so that nothing waits in it while others send.
-      if (channel.full) await channel.drained;
+      if (channel.full) {
+        // What counts as sent is on its way, and does not wait here.
+        channel.flush();
+        await channel.drained;
+      }
       if (this.#over) return [];
     }
     channel.flush();

@@ -1,7 +1,7 @@
 import type { Socket } from "node:net";
 import { FlurryError } from "../../errors/errors.ts";
 import type { PageSource } from "../image/page-source.ts";
-import { PAGE_BYTES } from "../stream/format.ts";
+import { invalid, PAGE_BYTES } from "../stream/format.ts";
 import { type ReturnMessage, ReturnPathReader } from "../stream/return-path.ts";
 import { StreamWriter } from "../stream/writer.ts";
 import type { ChildEnd, ChildSpec, ChildStats } from "./child-spec.ts";
@@ -18,6 +18,11 @@ const SECTION_ID = 1;
 const RUN_PING = 1;
 /** The first ping that measures. */
 const FIRST_MEASURE_PING = 2;
+/** Bytes of the return path that are dealt with before it is seen whether the child takes its answers. */
+const READ_BYTES = 1024;
+/** Pages of ROMs and tables that a child may ask for; a machine of ours has not 200 of them. */
+const MAX_OTHER_PAGES = 4096;
+
 /**
  * Plays the source of QEMU's postcopy migration to one child over one connection: its device state, the
  * pages that its guest waits for, and the rest in the background, until it has all.
@@ -85,9 +90,14 @@ export class ChildSession implements AsyncDisposable {
   static async start(spec: ChildSpec, source: PageSource, signal?: AbortSignal): Promise<ChildSession> {
     const main = await dial(spec.socket, signal);
     const session = new ChildSession(spec, source, main);
-    if (spec.preempt) await session.#openUrgent(signal);
-    session.#begin();
-    return session;
+    try {
+      if (spec.preempt) await session.#openUrgent(signal);
+      session.#begin();
+      return session;
+    } catch (error) {
+      await session[Symbol.asyncDispose]();
+      throw error;
+    }
   }
 
   /**
@@ -128,6 +138,7 @@ export class ChildSession implements AsyncDisposable {
   }
 
   #begin(): void {
+    if (this.#end) return;
     const { machine, block, devices } = this.#spec;
     const writer = new StreamWriter()
       .header()
@@ -165,6 +176,8 @@ export class ChildSession implements AsyncDisposable {
   async #openUrgent(signal: AbortSignal | undefined): Promise<void> {
     const socket = await dial(this.#spec.socket, signal);
     this.#urgentSocket = socket;
+    // What has ended meanwhile has closed only the other one.
+    if (this.#end) socket.destroy();
     this.#urgent = new PageChannel(socket, this.#source, this.#spec.block.name);
     this.#watch(socket);
     // Nothing comes this way, but its end.
@@ -202,21 +215,30 @@ export class ChildSession implements AsyncDisposable {
   #read(reader: ReturnPathReader, chunk: Uint8Array): void {
     this.#arrivedAt = performance.now();
     try {
-      reader.push(chunk);
+      for (let at = 0; at < chunk.length && !this.#end; at += READ_BYTES) {
+        reader.push(chunk.subarray(at, at + READ_BYTES));
+        if (!this.#urgent.full) continue;
+        this.#readLater(chunk.subarray(at + READ_BYTES));
+        return;
+      }
     } catch (error) {
       this.#fail(error);
-      return;
     }
-    if (!this.#urgent.full || this.#main.isPaused()) return;
-    // It asks for more than it takes.
+  }
+
+  /** It asks for more than it takes, and the answers would pile up here: what it says next can wait. */
+  #readLater(rest: Uint8Array): void {
     this.#main.pause();
+    if (rest.length > 0) this.#main.unshift(rest);
     void this.#urgent.drained.then(() => this.#main.resume());
   }
 
   #receive(message: ReturnMessage): void {
     switch (message.kind) {
       case "request":
-        this.#serve(message.block, message.start, message.length);
+        // It has pages of this size only, and asks for each by itself.
+        if (message.length !== PAGE_BYTES) throw invalid(message.at, `request of ${message.length} bytes`);
+        this.#serve(message);
         return;
       case "pong":
         this.#pong(message.value);
@@ -234,13 +256,11 @@ export class ChildSession implements AsyncDisposable {
     }
   }
 
-  #serve(block: string, start: number, length: number): void {
+  #serve({ block, start, at }: Extract<ReturnMessage, { kind: "request" }>): void {
     // At the end a child with a second connection waits for what it has asked for there; all others go on.
     if (this.#end || (this.#finished && !this.#urgentSocket)) return;
-    for (let offset = start; offset < start + length; offset += PAGE_BYTES) {
-      if (block === this.#spec.block.name) this.#servePage(offset / PAGE_BYTES);
-      else this.#serveOther(block, offset);
-    }
+    if (block === this.#spec.block.name) this.#servePage(start / PAGE_BYTES);
+    else this.#serveOther(block, start, at);
   }
 
   #servePage(page: number): void {
@@ -257,7 +277,7 @@ export class ChildSession implements AsyncDisposable {
     }
     this.#ledger.sent(page);
     this.#service.add((performance.now() - this.#arrivedAt) * 1000);
-    if (this.#spec.measure && !this.#measuring) this.#measure();
+    if (this.#spec.measure && !this.#measuring && !this.#finished) this.#measure();
   }
 
   async #serveLater(page: number): Promise<void> {
@@ -274,10 +294,11 @@ export class ChildSession implements AsyncDisposable {
   }
 
   /** Pages of ROMs and tables, which are of no use to a machine that runs: zeros, as in every child. */
-  #serveOther(block: string, offset: number): void {
+  #serveOther(block: string, offset: number, at: number): void {
     const key = `${block} ${offset}`;
     if (this.#others.has(key)) return;
     this.#others.add(key);
+    if (this.#others.size > MAX_OTHER_PAGES) throw invalid(at, "requests for more than a machine has");
     this.#urgent.sendZero(block, offset);
   }
 
@@ -295,13 +316,13 @@ export class ChildSession implements AsyncDisposable {
   }
 
   #watch(socket: Socket): void {
-    const lose = (reason: string) => this.#finish({ kind: "lost", reason });
+    const lose = (reason: string) => {
+      // QEMU closes the second connection at the end, before it says so on the first one.
+      if (socket === this.#main || !this.#finished) this.#finish({ kind: "lost", reason });
+    };
     socket.on("error", (error) => lose(error.message));
     socket.on("end", () => socket === this.#main && lose("QEMU closed it"));
-    socket.on("close", () => {
-      // QEMU closes the second connection at the end, before it says so on the first one.
-      if (socket === this.#main || !this.#finished) lose("it was closed");
-    });
+    socket.on("close", () => lose("it was closed"));
   }
 
   #fail(cause: unknown): void {
