@@ -52,8 +52,11 @@ export class PageChannel {
     return this.#drained.promise;
   }
 
+  /** Sends what is no page record, or one that is complete. */
   send(bytes: Uint8Array): void {
-    if (!this.#socket.write(bytes)) this.#full = true;
+    // What is in the batch says CONTINUE of what was sent before it.
+    this.flush();
+    this.#write(bytes);
   }
 
   /**
@@ -78,7 +81,7 @@ export class PageChannel {
   }
 
   /**
-   * Adds adjacent pages to the batch, none of them a zero page. Nothing else may be sent before `flush`.
+   * Adds adjacent pages to the batch, none of them a zero page.
    *
    * @param count - `MAX_RUN_PAGES` at most
    * @returns false, and nothing is added, when some are not on this host yet
@@ -104,10 +107,14 @@ export class PageChannel {
   /** Sends the batch. */
   flush(): void {
     if (this.#batched === 0) return;
-    this.send(this.#batch.subarray(0, this.#batched));
+    this.#write(this.#batch.subarray(0, this.#batched));
     // The socket may keep the old one for as long as it likes.
     this.#batch = NO_BATCH;
     this.#batched = 0;
+  }
+
+  #write(bytes: Uint8Array): void {
+    if (!this.#socket.write(bytes)) this.#full = true;
   }
 
   #addHead(offset: number, what: number): void {
