@@ -19,6 +19,8 @@ interface Attached {
 /** The children of a memserver, by their ids. */
 export class Children implements AsyncDisposable {
   readonly #children = new Map<string, Attached>();
+  /** Those that are being attached: they may be detached before they are. */
+  readonly #attaching = new Map<string, AbortController>();
   readonly #emit: (event: ControlEvent) => void;
 
   constructor(emit: (event: ControlEvent) => void) {
@@ -28,18 +30,37 @@ export class Children implements AsyncDisposable {
   /**
    * Gives a child its state and its memory. Returns when all that it needs to run is on its way.
    *
-   * @throws FlurryError MEMSERVER_FAILED when it does not wait for anybody
+   * @param find - gives the image; the child can be detached before it has
+   * @throws FlurryError MEMSERVER_FAILED when it does not wait for anybody; BAD_ARGUMENT, ABORTED
    */
-  async attach(request: Attach, image: OpenImage): Promise<ControlAnswer<"attach">> {
-    const { child } = request;
-    if (this.#children.get(child)?.over === false) {
+  async attach(request: Attach, find: () => Promise<OpenImage>): Promise<ControlAnswer<"attach">> {
+    const { child, recover } = request;
+    const before = this.#children.get(child);
+    if (this.#attaching.has(child) || (before?.over === false && !recover)) {
       throw new FlurryError("BAD_ARGUMENT", `Child "${child}" is attached already`);
     }
+    const stop = new AbortController();
+    this.#attaching.set(child, stop);
+    try {
+      const image = await find();
+      // QEMU knows better whether it has lost its connection.
+      await before?.session[Symbol.asyncDispose]();
+      return await this.#attach(request, image, stop.signal);
+    } finally {
+      this.#attaching.delete(child);
+    }
+  }
+
+  async #attach(request: Attach, image: OpenImage, signal: AbortSignal): Promise<ControlAnswer<"attach">> {
+    const { child } = request;
     const record = request.workingSet && !request.recover && !image.workingSet && !image.recorder;
     if (record) image.recorder = child;
     try {
       const start = request.recover ? ChildSession.recover : ChildSession.start;
-      const session = await start(childSpec(request, image, record), image.source);
+      const session = await start(childSpec(request, image, record), image.source, signal);
+      // Too late for it to notice.
+      if (signal.aborted) await session[Symbol.asyncDispose]();
+      if (signal.aborted) throw new FlurryError("ABORTED", `Child "${child}" is detached`);
       const attached: Attached = { session, image, over: false };
       this.#children.set(child, attached);
       void session.ended.then((end) => this.#ended(child, attached, end));
@@ -52,6 +73,7 @@ export class Children implements AsyncDisposable {
 
   /** Lets a child go. `keep`: what it asked for is the working set, if it was to show one. */
   async detach(child: string, keep: boolean): Promise<void> {
+    this.#attaching.get(child)?.abort();
     const attached = this.#children.get(child);
     if (!attached) return;
     this.#children.delete(child);
@@ -71,7 +93,8 @@ export class Children implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    await Promise.all([...this.#children.keys()].map((child) => this.detach(child, false)));
+    const children = new Set([...this.#children.keys(), ...this.#attaching.keys()]);
+    await Promise.all([...children].map((child) => this.detach(child, false)));
   }
 
   #ended(child: string, attached: Attached, end: ChildEnd): void {

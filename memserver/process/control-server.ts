@@ -77,7 +77,7 @@ export class ControlServer {
         await images.close(request.image);
         return {};
       case "attach":
-        return await this.children.attach(request, await images.get(request.image));
+        return await this.children.attach(request, () => images.get(request.image));
       case "detach":
         await this.children.detach(request.child, request.keep);
         return {};
