@@ -1,5 +1,6 @@
 import type { Duplex } from "node:stream";
 import { codeOf, FlurryError } from "../../errors/errors.ts";
+import { orAborted } from "../waiting.ts";
 import { type FrameReader, peerFailed } from "./frames.ts";
 import { encodeHello, type PeerAnswer, type PeerRequest, requestReader } from "./messages.ts";
 import { type AnswerFrame, type AnswerJob, answerJob, ReadJob, tableJob } from "./page-jobs.ts";
@@ -173,7 +174,8 @@ export class ServedConnection {
   }
 
   async #find(id: number, key: string): Promise<PeerAnswer> {
-    const hash = await this.#options.provider.find(key, this.#abort.signal);
+    const { signal } = this.#abort;
+    const hash = await orAborted(this.#options.provider.find(key, signal), signal);
     return hash === undefined ? { kind: "none", id } : { kind: "found", id, hash };
   }
 
@@ -202,7 +204,7 @@ export class ServedConnection {
     if (!open) throw badRange(request, open);
     // Kept, so that all parts are of the same one.
     open.workingSet ??= open.image.workingSet();
-    const pages = await open.workingSet;
+    const pages = await orAborted(open.workingSet, this.#abort.signal);
     if (!pages) return { kind: "none", id };
     return { kind: "working-set", id, first, pages: [...pages.subarray(first, first + count)] };
   }
@@ -283,8 +285,8 @@ export class ServedConnection {
       this.end(stalled ? peerFailed(`The peer has taken nothing for ${stallMs} ms`) : undefined);
       return;
     }
-    // Looks again soon enough to notice a stall that begins only now.
-    this.#timer = setTimeout(() => this.#watch(), Math.min(left, stallMs));
+    // Looks again soon enough to notice what begins only now.
+    this.#timer = setTimeout(() => this.#watch(), Math.min(left, idleMs, stallMs));
   }
 }
 

@@ -6,7 +6,8 @@ export interface ImageProvider {
   find(key: string, signal: AbortSignal): Promise<string | undefined>;
   /**
    * Opens an image by the hash of its descriptor; undefined if it is not here. Opened for each connection
-   * that asks, and disposed of when that ends or gives it up.
+   * that asks, and disposed of when that ends or gives it up. The signal is the end of the connection,
+   * which is not complete before this has come to an end.
    */
   open(hash: string, signal: AbortSignal): Promise<ServedImage | undefined>;
 }
