@@ -177,17 +177,21 @@ export class MemserverProcess implements AsyncDisposable {
 
   /** Asks it for a sign of life, and again: one that hangs is killed, since another one can do its work. */
   #ask(): void {
-    const late = setTimeout(() => {
+    const kill = () => {
       this.#complaint = `has not answered for ${this.#silenceMs} ms`;
       this.#child.kill("SIGKILL");
-    }, this.#silenceMs);
-    this.#watch = late;
+    };
+    const half = this.#silenceMs / 2;
+    // In two steps: after a stall of this process the answer that lies there is heard before the second one.
+    this.#watch = setTimeout(() => {
+      this.#watch = setTimeout(kill, half);
+    }, half);
     void this.call("ping", {}).then(
       () => {
-        clearTimeout(late);
+        clearTimeout(this.#watch);
         if (!this.#death) this.#watch = setTimeout(() => this.#ask(), this.#silenceMs / 3);
       },
-      () => clearTimeout(late),
+      () => clearTimeout(this.#watch),
     );
   }
 

@@ -42,6 +42,8 @@ type Attach = Omit<Extract<ControlRequest, { op: "attach" }>, "op">;
 export class Memserver implements AsyncDisposable {
   readonly #options: MemserverOptions;
   readonly #images = new Map<string, OpenedImage>();
+  /** Those of them that the memserver of now could not open. */
+  readonly #unopened = new Set<string>();
   readonly #listeners = new Map<string, Listener>();
   readonly #deaths = new Set<(death: FlurryError) => void>();
   readonly #stop = new AbortController();
@@ -112,6 +114,8 @@ export class Memserver implements AsyncDisposable {
   /** Attaches a child. @throws as `MemserverProcess.call` */
   async attach(request: Attach, options?: CallOptions): Promise<ControlAnswer<"attach">> {
     const memserver = await this.#running();
+    const { image } = request;
+    if (this.#unopened.has(image)) await this.#reopen(memserver, image, options);
     return await memserver.call("attach", request, options);
   }
 
@@ -168,10 +172,12 @@ export class Memserver implements AsyncDisposable {
         this.#stop.signal,
       );
       const memserver = started;
-      for (const [image, { dir, holders }] of this.#images) {
-        const { complete } = await memserver.call("open", { image, dir, holders: [...holders] });
-        // The one before may have had no time to say so.
-        if (complete && holders.length > 0) this.#tell({ event: "image-complete", image });
+      for (const image of this.#images.keys()) {
+        this.#unopened.add(image);
+        // Children of the other images need not go for it; its own are told why when they are attached.
+        await this.#reopen(memserver, image).catch((error: unknown) => {
+          if (!(error instanceof FlurryError)) throw error;
+        });
       }
       void memserver.exited.then((death) => this.#ended(death));
       return memserver;
@@ -180,6 +186,17 @@ export class Memserver implements AsyncDisposable {
       this.#process = undefined;
       throw error;
     }
+  }
+
+  /** Opens an image in a memserver that follows another one. */
+  async #reopen(memserver: MemserverProcess, image: string, options?: CallOptions): Promise<void> {
+    const known = this.#images.get(image);
+    if (!known) return;
+    const { dir, holders } = known;
+    const { complete } = await memserver.call("open", { image, dir, holders: [...holders] }, options);
+    this.#unopened.delete(image);
+    // The one before may have had no time to say so.
+    if (complete && holders.length > 0) this.#tell({ event: "image-complete", image });
   }
 
   #tell(event: ControlEvent): void {
