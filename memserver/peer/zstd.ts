@@ -3,8 +3,8 @@ import { peerFailed } from "./frames.ts";
 
 const MAGIC = 0xfd2fb528;
 const LEVEL = { params: { [constants.ZSTD_c_compressionLevel]: 1 } };
-/** log2 of the most bytes that a decoder must keep for a frame: as much as a READ has. */
-const MAX_WINDOW_LOG = 20;
+/** log2 of the most bytes that a decoder must keep for a frame: that of the encoder's default level. */
+const MAX_WINDOW_LOG = 21;
 const BLOCK_HEAD_BYTES = 3;
 
 /** The bytes as one Zstandard frame, or undefined when that saves less than an eighth. */

@@ -46,7 +46,8 @@ export class ScriptedPageServer implements AsyncDisposable {
       scripted.#sockets.add(socket);
       socket.on("error", () => socket.destroy()).on("close", () => scripted.#sockets.delete(socket));
       const say = (...parts: Uint8Array[]) => {
-        for (const part of parts) if (!socket.destroyed) socket.write(part);
+        // Of no bytes, Deno's would end the connection.
+        for (const part of parts) if (!socket.destroyed && part.length > 0) socket.write(part);
       };
       const reader = requestReader((request) => {
         scripted.requests.push(request);

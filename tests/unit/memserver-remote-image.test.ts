@@ -590,7 +590,7 @@ describe("RemoteImage", () => {
       expect(error.message).toContain("the image was closed");
     }
     expect((await rejection(image.fetch(1, 1))).code).toBe("PAGES_UNAVAILABLE");
-    expect(() => local.write(0, full.page(0))).toThrow("EBADF");
+    expect(() => local.write(0, full.page(0))).toThrow(/bad file descriptor/i);
   });
 });
 
