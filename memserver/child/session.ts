@@ -49,6 +49,8 @@ export class ChildSession implements AsyncDisposable {
   #urgent: PageChannel;
   #end: ChildEnd | undefined;
   #finished = false;
+  /** Resolves when the child's CPUs run, or are just about to. */
+  readonly #running = Promise.withResolvers<void>();
   #ran = false;
   #arrivedAt = 0;
   #measuring: { ping: number; since: number } | undefined;
@@ -157,7 +159,7 @@ export class ChildSession implements AsyncDisposable {
   async #resume(signal: AbortSignal | undefined): Promise<void> {
     const { block, preempt } = this.#spec;
     // The guest runs, or did until it missed a page.
-    this.#ran = true;
+    this.#run();
     const onAbort = () => this.#finish({ kind: "closed" });
     signal?.addEventListener("abort", onAbort, { once: true });
     try {
@@ -188,6 +190,8 @@ export class ChildSession implements AsyncDisposable {
     try {
       if (first) await this.#pushes.pushList(first);
       await this.#pushes.pushRest(this.#spec.background);
+      // Until then QEMU's main loop may ask for zero pages, and nothing comes of the end while it waits.
+      await Promise.race([this.#running.promise, this.ended]);
       if (this.#end) return;
       this.#finished = true;
       this.#bulk.send(
@@ -302,6 +306,11 @@ export class ChildSession implements AsyncDisposable {
     this.#urgent.sendZero(block, offset);
   }
 
+  #run(): void {
+    this.#ran = true;
+    this.#running.resolve();
+  }
+
   #measure(): void {
     const ping = this.#nextPing++;
     this.#measuring = { ping, since: this.#arrivedAt };
@@ -309,7 +318,7 @@ export class ChildSession implements AsyncDisposable {
   }
 
   #pong(value: number): void {
-    if (value === RUN_PING) this.#ran = true;
+    if (value === RUN_PING) this.#run();
     if (value !== this.#measuring?.ping) return;
     this.#placed.add((performance.now() - this.#measuring.since) * 1000);
     this.#measuring = undefined;
