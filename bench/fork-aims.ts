@@ -1,21 +1,12 @@
+import { type Aim, judged } from "./aims.ts";
 import type { ForkBenchResult } from "./fork.ts";
-
-/** What a fork should cost, on two cores under TCG with a guest of 512 MiB. */
-export interface Aim {
-  name: string;
-  value: number;
-  /** `value` should be below this. */
-  below: number;
-  unit: "ms" | "bytes" | "ratio";
-  met: boolean;
-}
 
 const MB = 1_000_000;
 
 /** Holds the figures of a run against the aims; all of them come from that one run. */
 export function forkAims(result: ForkBenchResult): Aim[] {
   const { forkRunningMs, bareQemuStartMs, coldBootMs, forkAnswerMs, barePrivateBytes } = result;
-  const aims: Omit<Aim, "met">[] = [
+  return judged([
     { name: "pause, p50", value: result.pauseMs.p50, below: 5, unit: "ms" },
     { name: "descriptor", value: result.descriptorBytes, below: 100_000, unit: "bytes" },
     { name: "fork to running, warm shell, p50", value: forkRunningMs.warm.p50, below: 10, unit: "ms" },
@@ -43,6 +34,5 @@ export function forkAims(result: ForkBenchResult): Aim[] {
       below: 6 * MB,
       unit: "bytes",
     },
-  ];
-  return aims.map((aim) => ({ ...aim, met: aim.value < aim.below }));
+  ]);
 }

@@ -1,10 +1,15 @@
 import { Command } from "commander";
 import { benchFork, type ForkBenchResult } from "../../bench/fork.ts";
-import { type Aim, forkAims } from "../../bench/fork-aims.ts";
+import { forkAims } from "../../bench/fork-aims.ts";
 import { benchGateway } from "../../bench/gateway.ts";
+import { benchPages } from "../../bench/pages.ts";
+import { pagesAims } from "../../bench/pages-aims.ts";
+import { FlurryError } from "../../errors/errors.ts";
 import type { Distribution } from "../stats.ts";
 import { Host } from "../vm/host.ts";
+import { aimTable } from "./bench-aims.ts";
 import { gatewayTables } from "./bench-gateway.ts";
+import { pagesTables } from "./bench-pages.ts";
 import { formatBytes, formatMs, formatTable } from "./format.ts";
 import { ensureImage } from "./image.ts";
 import { positiveInteger } from "./options.ts";
@@ -41,7 +46,23 @@ Examples:
 
 A bare server of the same runtime is asked in turn with the gateway: compare within one run.`;
 
-/** `flurry bench fork|gateway`: what forks and the gateway cost on this machine. */
+interface PagesOptions {
+  n: number;
+  memory: number;
+  filled: number;
+  touches: number;
+  json?: boolean;
+}
+
+const PAGES_EXAMPLES = `
+Examples:
+  flurry bench pages
+  flurry bench pages --n 8 --json > pages.json
+
+Children that get their memory page by page stand beside such whose memory is mapped, and the stream
+beside what QEMU takes at most: compare within one run.`;
+
+/** `flurry bench fork|pages|gateway`: what forks, page service and the gateway cost on this machine. */
 export function benchCommand(): Command {
   const command = new Command("bench").description("Measures Flurry on this machine");
   command
@@ -54,6 +75,22 @@ export function benchCommand(): Command {
     .option("--json", "print one JSON object")
     .addHelpText("after", FORK_EXAMPLES)
     .action((options: ForkOptions) => fork(options));
+  command
+    .command("pages")
+    .summary("Measure children that get their memory page by page")
+    .description("Measures page faults, the background stream and the start of lazy children")
+    .option("--n <n>", "most children at once; 1 and 8 are measured too", positiveInteger("--n"), 32)
+    .option("--memory <MiB>", "memory of a guest", positiveInteger("--memory"), 512)
+    .option(
+      "--filled <MiB>",
+      "how much of it is filled, to be touched and streamed",
+      positiveInteger("--filled"),
+      128,
+    )
+    .option("--touches <n>", "pages touched for each figure", positiveInteger("--touches"), 8192)
+    .option("--json", "print one JSON object")
+    .addHelpText("after", PAGES_EXAMPLES)
+    .action((options: PagesOptions) => pages(options));
   command
     .command("gateway")
     .summary("Measure the gateway: requests, and tasks from end to end")
@@ -88,6 +125,34 @@ async function fork(options: ForkOptions): Promise<void> {
   output.print(
     options.json ? JSON.stringify({ ...result, aims }) : `${resultTable(result)}\n\n${aimTable(aims)}`,
   );
+}
+
+async function pages({ n, memory, filled, touches, json }: PagesOptions): Promise<void> {
+  const signal = cliSignal();
+  if (filled * 256 < touches) {
+    throw new FlurryError(
+      "BAD_ARGUMENT",
+      `--touches ${touches} are more pages than --filled ${filled} MiB has`,
+    );
+  }
+  const output = new Output();
+  await using host = await Host.open({ signal });
+  const image = await ensureImage("base", { home: host.home, output, signal });
+  using progress = output.progress("Measuring");
+  const result = await benchPages({
+    host,
+    image,
+    memMiB: memory,
+    filledMiB: filled,
+    touches,
+    streams: 5,
+    children: [...new Set([1, 8, n])].filter((count) => count <= n).sort((a, b) => a - b),
+    onProgress: (stage) => progress.describe(stage),
+    signal,
+  });
+  progress.finish();
+  const aims = pagesAims(result);
+  output.print(json ? JSON.stringify({ ...result, aims }) : `${pagesTables(result)}\n\n${aimTable(aims)}`);
 }
 
 async function gateway({ requests, tasks, scripted, json }: GatewayBenchOptions): Promise<void> {
@@ -136,25 +201,4 @@ function resultTable(result: ForkBenchResult): string {
     { title: "max", align: "right" as const },
   ];
   return `${result.qemu}\n${formatTable(columns, rows)}`;
-}
-
-function aimTable(aims: readonly Aim[]): string {
-  const rows = aims.map((aim) => [
-    aim.met ? "met" : "missed",
-    aim.name,
-    show(aim, aim.value),
-    show(aim, aim.below),
-  ]);
-  const columns = [
-    { title: "" },
-    { title: "aim (two cores, TCG, 512 MiB)" },
-    { title: "measured", align: "right" as const },
-    { title: "below", align: "right" as const },
-  ];
-  return formatTable(columns, rows);
-}
-
-function show({ unit }: Aim, value: number): string {
-  if (unit === "ms") return formatMs(value);
-  return unit === "bytes" ? formatBytes(value) : value.toFixed(3);
 }

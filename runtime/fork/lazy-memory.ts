@@ -18,6 +18,8 @@ export interface LazyOptions {
   backgroundBytesPerSecond?: number | undefined;
   /** Milliseconds that a child may stand still without a memserver before it is given up. @default 10000 */
   recoverMs?: number | undefined;
+  /** Whether pages that the guest waits for get a connection of their own. @default where QEMU can, soundly */
+  preempt?: boolean | undefined;
   /** Has the memserver ask when pages are in their place, which takes time of its own. @default false */
   measure?: boolean | undefined;
 }
@@ -33,6 +35,11 @@ export class LazyMemory implements ChildMemory {
     this.#memserver = memserver;
     this.#image = image;
     this.#options = options;
+  }
+
+  /** What shells that are to become its children must have. */
+  get preempt(): boolean | undefined {
+    return this.#options.preempt;
   }
 
   async give(shell: Shell, id: string, signal: AbortSignal | undefined): Promise<GivenMemory> {
@@ -61,8 +68,12 @@ class LazyChild implements GivenMemory {
   readonly #lose: (error: FlurryError) => void;
   #status: MigrationStatus = "none";
   #statusChanged = Promise.withResolvers<void>();
+  /** How often it has come to stand still, and of these the last time that it went on. */
+  #pauses = 0;
+  #wentOn = 0;
   #recovering = false;
   #recoveries = 0;
+  #exited = false;
   /** It has all of its memory. */
   #complete = false;
 
@@ -84,7 +95,10 @@ class LazyChild implements GivenMemory {
         (death) => this.#recover(death),
       ),
     );
-    void shell.qemu.exited.then(() => this.#stop.abort());
+    void shell.qemu.exited.then(() => {
+      this.#exited = true;
+      this.#stop.abort();
+    });
   }
 
   async start(signal: AbortSignal | undefined): Promise<void> {
@@ -93,7 +107,8 @@ class LazyChild implements GivenMemory {
 
   async release(sound: boolean): Promise<void> {
     this.#stop.abort();
-    await this.#memserver.detach(this.#id, sound);
+    // What one asked for that was lost, if only for a while, is not all that it needs.
+    await this.#memserver.detach(this.#id, sound && !this.#exited && this.#pauses === 0);
     await this.#resources.disposeAsync();
   }
 
@@ -116,8 +131,14 @@ class LazyChild implements GivenMemory {
     );
   }
 
+  /** Said by QEMU alone, and maybe heard later than the memserver's word that it has gone on. */
+  get #standsStill(): boolean {
+    return this.#status === "postcopy-paused" && this.#pauses > this.#wentOn;
+  }
+
   #changed(status: MigrationStatus): void {
     this.#status = status;
+    if (status === "postcopy-paused") this.#pauses += 1;
     this.#statusChanged.resolve();
     this.#statusChanged = Promise.withResolvers();
     // Whatever the memserver says or does not say: the child stands still, or soon will.
@@ -138,7 +159,7 @@ class LazyChild implements GivenMemory {
     void this.#recoverInTime(death).finally(() => {
       this.#recovering = false;
       // It may have been lost again in the same moment.
-      if (this.#status === "postcopy-paused") this.#recover(undefined);
+      if (this.#standsStill) this.#recover(undefined);
     });
   }
 
@@ -168,18 +189,20 @@ class LazyChild implements GivenMemory {
   }
 
   async #recoverOnce(signal: AbortSignal): Promise<void> {
-    while (this.#status !== "postcopy-paused") {
+    while (!this.#standsStill) {
       if (this.#status === "completed") {
         this.#complete = true;
         return;
       }
       await this.#nextStatus(signal);
     }
+    const pause = this.#pauses;
     const { qemu } = this.#shell;
     const path = `${qemu.dir}/r${this.#recoveries++}`;
     // Out of band: the main loop may be the one that waits for a page.
     await qemu.qmp.executeOob("migrate-recover", { uri: `unix:${path}` }, { signal });
     await this.#attach(path, true, signal);
+    this.#wentOn = pause;
   }
 
   async #nextStatus(signal: AbortSignal): Promise<void> {

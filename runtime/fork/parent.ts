@@ -62,7 +62,8 @@ export class Parent implements AsyncDisposable {
     this.#held = options.held;
     this.#stamp = this.#filesNow();
     const image = options.lazy ? undefined : imagePath;
-    this.shells = new ShellPool({ host, profile, image }, { keep: options.shells ?? 0 });
+    const preempt = options.lazy?.preempt;
+    this.shells = new ShellPool({ host, profile, image, preempt }, { keep: options.shells ?? 0 });
   }
 
   /** File of the memory image. */

@@ -9,6 +9,8 @@ export interface ShellSpec {
   profile: MachineProfile;
   /** The frozen memory image that the shell is bound to; without one, its child's pages come from a memserver. */
   image?: string | undefined;
+  /** Whether pages that the guest waits for get a connection of their own. @default where QEMU can, soundly */
+  preempt?: boolean | undefined;
 }
 
 /**
@@ -34,15 +36,15 @@ export class Shell implements AsyncDisposable {
   /** @throws FlurryError as `QemuProcess.start` */
   static async start(spec: ShellSpec, signal?: AbortSignal): Promise<Shell> {
     const began = performance.now();
-    const { host, profile, image } = spec;
+    const { host, profile, image, preempt = host.qemu.preempt } = spec;
     const dir = host.owner.vmDir();
     const ram: RamSource = image === undefined ? { kind: "anonymous" } : { kind: "private", path: image };
     const incoming = image === undefined ? "deferred" : "listening";
     const args = commandLine({ qemu: host.qemu, profile, ram, dir, incoming });
     const qemu = await QemuProcess.start({ host, dir, args, signal });
     try {
-      const socket = image === undefined ? await listen(qemu, host, signal) : await dial(`${dir}/m`);
-      return new Shell(qemu, host.qemu.preempt, socket, performance.now() - began);
+      const socket = image === undefined ? await listen(qemu, preempt, signal) : await dial(`${dir}/m`);
+      return new Shell(qemu, preempt, socket, performance.now() - began);
     } catch (cause) {
       await qemu[Symbol.asyncDispose]();
       throw new FlurryError(
@@ -79,12 +81,12 @@ export class Shell implements AsyncDisposable {
 }
 
 /** Has QEMU wait for a memserver: postcopy on, which is also when QEMU finds out whether it can have it. */
-async function listen(qemu: QemuProcess, host: Host, signal: AbortSignal | undefined): Promise<undefined> {
-  const names = [
-    "postcopy-ram",
-    "events",
-    ...(host.qemu.preempt ? (["postcopy-preempt"] as const) : []),
-  ] as const;
+async function listen(
+  qemu: QemuProcess,
+  preempt: boolean,
+  signal: AbortSignal | undefined,
+): Promise<undefined> {
+  const names = ["postcopy-ram", "events", ...(preempt ? (["postcopy-preempt"] as const) : [])] as const;
   const capabilities = names.map((capability) => ({ capability, state: true }));
   // Both at once: QEMU takes them in order.
   await Promise.all([
