@@ -12,6 +12,7 @@ import { Host } from "../../runtime/vm/host.ts";
 import { rejection } from "../support/agent-peer.ts";
 import { type MadeUpImage, makeImage } from "../support/memserver-images.ts";
 import { ScriptedQemu } from "../support/memserver-qemu.ts";
+import { descriptorsAfter } from "../support/memserver-traces.ts";
 import {
   NO_TRACES,
   openDescriptors,
@@ -45,9 +46,9 @@ beforeEach(() => {
   before = openDescriptors();
 });
 
-afterEach(() => {
+afterEach(async () => {
   expect(tracesOf(host)).toEqual(NO_TRACES);
-  expect(openDescriptors()).toEqual(before);
+  expect(await descriptorsAfter(before)).toEqual(before);
 });
 
 afterAll(async () => {
@@ -144,7 +145,7 @@ describe("Memserver", () => {
     const failed = await attaching;
     expect(failed.code).toBe("MEMSERVER_FAILED");
     expect(failed.message).toBe(`The memserver (pid ${pid}) was killed by SIGKILL`);
-    await waiting.until(() => waiting.main.readableEnded);
+    await waiting.until(() => waiting.left);
     await using second = await ScriptedQemu.listen([BLOCK]);
     await attachTo(memserver, "vm-2", second);
     await second.until(() => second.kinds.includes("part"));
@@ -347,7 +348,7 @@ describe("the memserver's program", () => {
       await waiting.until(() => waiting.kinds.includes(how === "recovered" ? "recv-bitmap" : "part"));
       own.child.stdin.end();
       expect(await own.ended()).toEqual({ code: 0, stderr: "" });
-      await waiting.until(() => waiting.main.readableEnded);
+      await waiting.until(() => waiting.left);
     },
   );
 

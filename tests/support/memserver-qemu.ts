@@ -19,6 +19,13 @@ export interface ArrivedPage {
 /** What came over the main connection beside pages. */
 export type ArrivedItem = Exclude<StreamItem, { kind: "page" | "zero" }>;
 
+export interface ScriptedQemuOptions {
+  /** It has lost its memserver, and waits for another one. @default false */
+  recovers?: boolean | undefined;
+  /** Has its CPUs run as soon as it has its state; else `run` does. @default true */
+  runs?: boolean | undefined;
+}
+
 const SECTION_ID = 1;
 
 /**
@@ -36,6 +43,7 @@ export class ScriptedQemu implements AsyncDisposable {
   readonly #directory: TemporaryDirectory;
   readonly #sockets = new Set<Socket>();
   readonly #recovers: boolean;
+  readonly #runs: boolean;
   #main: Socket | undefined;
   #urgent: Socket | undefined;
   #failure: unknown;
@@ -43,29 +51,24 @@ export class ScriptedQemu implements AsyncDisposable {
 
   private constructor(
     blocks: readonly RamBlock[],
-    recovers: boolean,
+    { recovers = false, runs = true }: ScriptedQemuOptions,
     server: Server,
     directory: TemporaryDirectory,
   ) {
     this.#blocks = blocks;
     this.#recovers = recovers;
+    this.#runs = runs;
     this.#server = server;
     this.#directory = directory;
     this.path = join(directory.path, "m");
     server.on("connection", (socket) => this.#accept(socket));
   }
 
-  /**
-   * @param blocks - all that it has: pages of others than the first one are taken too, as QEMU does
-   * @param recovers - it has lost its memserver, and waits for another one
-   */
-  static async listen(
-    blocks: readonly RamBlock[],
-    { recovers = false }: { recovers?: boolean } = {},
-  ): Promise<ScriptedQemu> {
+  /** @param blocks - all that it has: pages of others than the first one are taken too, as QEMU does */
+  static async listen(blocks: readonly RamBlock[], options: ScriptedQemuOptions = {}): Promise<ScriptedQemu> {
     const directory = temporaryDirectory();
     const server = createServer();
-    const qemu = new ScriptedQemu(blocks, recovers, server, directory);
+    const qemu = new ScriptedQemu(blocks, options, server, directory);
     await once(server.listen(qemu.path), "listening");
     return qemu;
   }
@@ -80,6 +83,12 @@ export class ScriptedQemu implements AsyncDisposable {
   get urgent(): Socket {
     if (!this.#urgent) throw new Error("There is no second connection");
     return this.#urgent;
+  }
+
+  /** Whether the memserver has let go of it: of all connections that there were. */
+  get left(): boolean {
+    const gone = (socket: Socket) => socket.readableEnded || socket.destroyed;
+    return this.#sockets.size > 0 && [...this.#sockets].every(gone);
   }
 
   /** Connections so far. */
@@ -119,6 +128,13 @@ export class ScriptedQemu implements AsyncDisposable {
   /** Says that the guest waits for a page. */
   request(page: number, block = this.#blocks[0]!.name): void {
     this.say(requestOf(page, block));
+  }
+
+  /** Has its CPUs run: it has come to the ping at the end of its state. */
+  run(): void {
+    const packaged = this.items.flatMap((item) => (item.kind === "package" ? item.items : []));
+    for (const item of packaged)
+      if (item.kind === "ping") this.say({ kind: "pong", at: 0, value: item.value });
   }
 
   [Symbol.asyncDispose](): Promise<void> {
@@ -191,6 +207,7 @@ export class ScriptedQemu implements AsyncDisposable {
     if (item.kind !== "page" && item.kind !== "zero") {
       if (connection === "urgent") throw new Error(`There is "${item.kind}" on the second connection`);
       this.items.push(kept(item));
+      if (item.kind === "package" && this.#runs) this.run();
       return;
     }
     const zero = item.kind === "zero";

@@ -2,7 +2,7 @@ import { expect } from "bun:test";
 import type { ChildSpec } from "../../memserver/child/child-spec.ts";
 import { ChildSession } from "../../memserver/child/session.ts";
 import { PAGE_BYTES } from "../../memserver/stream/format.ts";
-import { ScriptedQemu } from "./memserver-qemu.ts";
+import { ScriptedQemu, type ScriptedQemuOptions } from "./memserver-qemu.ts";
 import { ScriptedSource, type ScriptedSourceOptions } from "./memserver-source.ts";
 import { DEVICES } from "./memserver-streams.ts";
 
@@ -21,14 +21,14 @@ export interface Setting extends AsyncDisposable {
 /** A QEMU that waits, an image for it, and what a session with it needs to know. */
 export async function setting(
   image: ScriptedSourceOptions,
-  changes: Partial<ChildSpec> & { recovers?: boolean } = {},
+  changes: Partial<ChildSpec> & ScriptedQemuOptions = {},
 ): Promise<Setting> {
-  const { recovers = false, ...specChanges } = changes;
+  const { recovers, runs, ...specChanges } = changes;
   await using stack = new AsyncDisposableStack();
   const source = stack.use(new ScriptedSource(image));
   const block = { name: "ram0", bytes: image.pages * PAGE_BYTES };
   const qemu = stack.use(
-    await ScriptedQemu.listen([block, { name: "pc.bios", bytes: 64 * PAGE_BYTES }], { recovers }),
+    await ScriptedQemu.listen([block, { name: "pc.bios", bytes: 64 * PAGE_BYTES }], { recovers, runs }),
   );
   const spec: ChildSpec = {
     ...{ socket: qemu.path, machine: "pc-q35-10.0", block, devices: DEVICES },

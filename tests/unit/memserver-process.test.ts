@@ -166,7 +166,7 @@ describe("a memserver", () => {
     await waiting.until(() => waiting.kinds.includes("recv-bitmap"));
     await detach("vm-1");
     await recovering;
-    await waiting.until(() => waiting.main.readableEnded);
+    await waiting.until(() => waiting.left);
   });
 
   test("lets go of a child that is being recovered when it ends", async () => {
@@ -176,7 +176,7 @@ describe("a memserver", () => {
     await waiting.until(() => waiting.kinds.includes("recv-bitmap"));
     await memserver.server.children[Symbol.asyncDispose]();
     await recovering;
-    await waiting.until(() => waiting.main.readableEnded);
+    await waiting.until(() => waiting.left);
   });
 
   test("takes a child on again that it believes to have still", async () => {
@@ -188,7 +188,7 @@ describe("a memserver", () => {
     const second = await qemu({ recovers: true });
     const recovering = memserver.attach("vm-1", image.hash, second.path, { recover: true });
     await second.until(() => second.kinds.includes("recv-bitmap"));
-    await first.until(() => first.main.readableEnded);
+    await first.until(() => first.left);
     await recover(second, []);
     await recovering;
     second.request(5);

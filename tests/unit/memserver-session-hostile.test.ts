@@ -55,7 +55,7 @@ describe.each([
     if (Buffer.isBuffer(said)) qemu.main.write(said);
     else qemu.say(said);
     expect(await session.ended).toMatchObject({ kind: "failed", error: { code: "STREAM_INVALID" } });
-    await qemu.until(() => qemu.main.readableEnded);
+    await qemu.until(() => qemu.left);
     expect(qemu.pages).toEqual([]);
   });
 

@@ -86,7 +86,7 @@ describe.each([
       if (at === "resume") await qemu.until(() => qemu.kinds.includes("resume"));
       qemu.main.destroy();
       expect((await recovering).code).toBe("MEMSERVER_FAILED");
-      await qemu.until(() => !preempt || at === "bitmap" || qemu.urgent.readableEnded);
+      await qemu.until(() => qemu.left);
     },
   );
 
@@ -99,7 +99,7 @@ describe.each([
     await qemu.until(() => qemu.kinds.includes("recv-bitmap"));
     qemu.say(bitmapOf({ ...spec.block, bytes: 2 ** 20 }, []));
     expect((await recovering).code).toBe("STREAM_INVALID");
-    await qemu.until(() => qemu.main.readableEnded);
+    await qemu.until(() => qemu.left);
   });
 
   test("lets go of a child at an abort", async () => {
@@ -110,7 +110,7 @@ describe.each([
     await qemu.until(() => qemu.kinds.includes("recv-bitmap"));
     abort.abort();
     expect((await recovering).code).toBe("MEMSERVER_FAILED");
-    await qemu.until(() => qemu.main.readableEnded);
+    await qemu.until(() => qemu.left);
   });
 });
 

@@ -76,7 +76,7 @@ describe("ChildSession.start()", () => {
     const refused = await rejection(ChildSession.start(half, set.source));
     expect(refused.code).toBe("MEMSERVER_FAILED");
     // It has let go of the first one, which QEMU would wait on.
-    await set.qemu.until(() => set.qemu.connections > 0 && set.qemu.main.readableEnded);
+    await set.qemu.until(() => set.qemu.left);
     const missing = await rejection(ChildSession.start({ ...set.spec, socket: nobody }, set.source));
     expect(missing.code).toBe("MEMSERVER_FAILED");
     expect(missing.message).toContain(nobody);
@@ -154,16 +154,30 @@ describe.each([
   });
 
   test("is told apart by its answer to the ping: what it asked for before its CPUs ran, and after", async () => {
-    await using set = await setting({ pages: 64 }, { preempt });
+    await using set = await setting({ pages: 64 }, { preempt, runs: false });
     const session = await set.start();
     const { qemu } = set;
     await qemu.until(() => qemu.kinds.includes("part"));
-    const ping = qemu.items.flatMap((item) => (item.kind === "package" ? item.items : []));
-    const { value } = ping.find((item) => item.kind === "ping")!;
-    qemu.say(requestOf(1, "ram0"), requestOf(2, "ram0"), { kind: "pong", at: 0, value });
-    qemu.say(requestOf(3, "ram0"));
+    for (const page of [1, 2]) qemu.request(page);
+    qemu.run();
+    qemu.request(3);
     await qemu.until(() => qemu.pages.length === 3);
     expect(session.stats).toMatchObject({ requests: 3, requestsBeforeRun: 2 });
+  });
+
+  test("has no end before its CPUs run: until then all that it asks for is answered", async () => {
+    const changes = { preempt, runs: false, background: AT_ONCE };
+    await using set = await setting({ pages: 64, zeros: [5, 6] }, changes);
+    const session = await set.start();
+    const { qemu } = set;
+    await qemu.until(() => qemu.pages.length === 62);
+    await turns();
+    qemu.request(5);
+    await qemu.until(() => qemu.pages.length === 63);
+    expect(qemu.ended).toBe(false);
+    qemu.run();
+    await expectComplete(set, session);
+    expectPages(set, [...set.source.dataPages, 5]);
   });
 
   test("shows in which order it needs its pages, as long as they are few", async () => {
@@ -214,7 +228,7 @@ describe.each([
       const error = new FlurryError("PAGES_UNAVAILABLE", "Nobody has page 20");
       source.waiting[0]!.fail(error);
       expect(await session.ended).toEqual({ kind: "failed", error });
-      await qemu.until(() => qemu.main.readableEnded);
+      await qemu.until(() => qemu.left);
       expect(qemu.ended).toBe(false);
     },
   );
@@ -231,7 +245,7 @@ describe.each([
       await source.untilWaiting(1);
       source.waiting[0]!.pretend();
       expect(await session.ended).toMatchObject({ kind: "failed", error: { code: "INTERNAL" } });
-      await qemu.until(() => qemu.main.readableEnded);
+      await qemu.until(() => qemu.left);
       // With it the guest would read zeros.
       expect(qemu.ended).toBe(false);
     },
@@ -275,7 +289,7 @@ describe.each([
     await set.source.untilWaiting(1);
     await session[Symbol.asyncDispose]();
     expect(await session.ended).toEqual({ kind: "closed" });
-    await qemu.until(() => qemu.main.readableEnded && (!preempt || qemu.urgent.readableEnded));
+    await qemu.until(() => qemu.left);
     expect(qemu.ended).toBe(false);
     expect(set.source.waiting).toEqual([]);
   });
@@ -295,7 +309,7 @@ describe.each([
       await set.qemu.until(() => set.qemu.connections === 2 && set.qemu.kinds.includes("part"));
       set.qemu.urgent.destroy();
       expect(await session.ended).toMatchObject({ kind: "lost" });
-      await set.qemu.until(() => set.qemu.main.readableEnded);
+      await set.qemu.until(() => set.qemu.left);
     });
 
     test("gets what it waits for while the first connection is stuck", async () => {
