@@ -12,7 +12,7 @@ const RETRY_MS = 25;
 export interface LazyOptions {
   /** Whether children are sent what the first one asked for before they ask. @default true */
   workingSet?: boolean | undefined;
-  /** Milliseconds after the start of a child until it is sent what it has not asked for. @default 1000 */
+  /** Milliseconds after the start of a child until it is sent what it has not asked for. @default 5000 */
   backgroundAfterMs?: number | undefined;
   /** Bytes a second of that; Infinity for as fast as the child takes them. @default 128 MiB */
   backgroundBytesPerSecond?: number | undefined;
@@ -113,7 +113,7 @@ class LazyChild implements GivenMemory {
   }
 
   async #attach(socket: string, recover: boolean, signal: AbortSignal | undefined): Promise<void> {
-    const { workingSet = true, backgroundAfterMs = 1000, measure = false } = this.#options;
+    const { workingSet = true, backgroundAfterMs = 5000, measure = false } = this.#options;
     const { backgroundBytesPerSecond = 128 * 1024 * 1024 } = this.#options;
     const bytesPerSecond = Number.isFinite(backgroundBytesPerSecond) ? backgroundBytesPerSecond : null;
     await this.#memserver.attach(
