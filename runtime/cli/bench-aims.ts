@@ -20,6 +20,6 @@ export function aimTable(aims: readonly Aim[]): string {
 
 function show({ unit }: Aim, value: number): string {
   if (unit === "ms") return formatMs(value);
-  if (unit === "us") return formatMs(value / 1000);
+  if (unit === "us") return `${value.toFixed(0)} µs`;
   return unit === "bytes" ? formatBytes(value) : value.toFixed(3);
 }

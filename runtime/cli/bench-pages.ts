@@ -34,7 +34,7 @@ export function pagesTables({
 }
 
 function faultTable(machine: string, { serviceUs, placedUs, guestUs }: FaultFigures): string {
-  const us = (value: number) => formatMs(value / 1000);
+  const us = (value: number) => `${value < 10 ? value.toFixed(1) : value.toFixed(0)} µs`;
   const row = (name: string, { p50, p99, max }: { p50: number; p99: number; max: number }) => [
     name,
     us(p50),
@@ -50,7 +50,7 @@ function faultTable(machine: string, { serviceUs, placedUs, guestUs }: FaultFigu
       guest("mapped", guestUs.mapped),
       guest("lazy", guestUs.lazy),
       guest("lazy, second connection", guestUs.lazyPreempt),
-      guest("lazy, while all is pushed", guestUs.pushed),
+      guest("lazy, while the rest is pushed", guestUs.pushed),
       guest("the same, second connection", guestUs.pushedPreempt),
     ],
   );

@@ -1,4 +1,5 @@
 import { setTimeout as delay } from "node:timers/promises";
+import { getLogger } from "@logtape/logtape";
 import { codeOf, FlurryError } from "../../errors/errors.ts";
 import type { ControlEvent } from "../../memserver/process/control.ts";
 import type { QmpEvent } from "../../qmp/mod.ts";
@@ -8,6 +9,8 @@ import type { Memserver } from "./memserver.ts";
 
 /** First wait in milliseconds between two tries to recover a child; it doubles. */
 const RETRY_MS = 25;
+
+const logger = getLogger(["flurry", "memserver"]);
 
 export interface LazyOptions {
   /** Whether children are sent what the first one asked for before they ask. @default true */
@@ -172,6 +175,7 @@ class LazyChild implements GivenMemory {
     for (let wait = RETRY_MS; !signal.aborted; wait *= 2) {
       try {
         await this.#recoverOnce(signal);
+        logger.info("Child {child} has a memserver again", { child: this.#id });
         return;
       } catch (error) {
         if (!signal.aborted) last = error;

@@ -1,8 +1,11 @@
 import { rm } from "node:fs/promises";
+import { getLogger } from "@logtape/logtape";
 import { FlurryError } from "../../errors/errors.ts";
 import type { ControlAnswer, ControlEvent, ControlRequest } from "../../memserver/process/control.ts";
 import type { Host } from "../vm/host.ts";
 import { type CallOptions, MemserverProcess } from "./memserver-process.ts";
+
+const logger = getLogger(["flurry", "memserver"]);
 
 export interface MemserverOptions {
   host: Host;
@@ -200,6 +203,9 @@ export class Memserver implements AsyncDisposable {
   }
 
   #tell(event: ControlEvent): void {
+    if (event.event === "image-degraded") {
+      logger.warn("What comes of image {image} is not kept any more: {reason}", { ...event });
+    }
     if ("child" in event) this.#listeners.get(event.child)?.(event);
     if ("image" in event) this.#listeners.get(event.image)?.(event);
   }
@@ -207,6 +213,7 @@ export class Memserver implements AsyncDisposable {
   #ended(death: FlurryError): void {
     this.#process = undefined;
     if (this.#stop.signal.aborted) return;
+    logger.warn("The memserver has ended: {message}", { message: death.message });
     for (const onDeath of [...this.#deaths]) onDeath(death);
   }
 
