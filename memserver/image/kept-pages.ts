@@ -1,4 +1,5 @@
 import { PAGE_BYTES } from "../stream/format.ts";
+import { PageSet } from "./page-set.ts";
 import type { PageTable } from "./page-table.ts";
 import type { SparseImage } from "./sparse-image.ts";
 
@@ -18,12 +19,19 @@ export interface KeptPagesOptions {
  * The pages of an image that are on this host. They are kept in a local image; from the first time on
  * that it cannot be written, further ones are kept in memory: those that are wanted, and of the others
  * the ones that were used last.
+ *
+ * What the local image has from before is checked when it is first looked at, and counts as missing if it
+ * is wrong: after a loss of power there may be zeros.
  */
 export class KeptPages {
   readonly #table: PageTable;
   readonly #local: SparseImage | undefined;
   readonly #options: KeptPagesOptions;
   readonly #most: number;
+  /** Pages of the local image that were checked. */
+  readonly #here: PageSet;
+  /** Pages of the local image that were not. */
+  readonly #unchecked: PageSet;
   /** In the order of use. */
   readonly #memory = new Map<number, Buffer>();
   /** How many want a page. */
@@ -38,15 +46,24 @@ export class KeptPages {
     this.#options = options;
     this.#most = Math.max(1, Math.floor(memoryBytes / PAGE_BYTES));
     this.#degraded = local === undefined;
+    this.#here = new PageSet(table.pages);
+    this.#unchecked = new PageSet(table.pages);
     for (let page = 0; page < table.pages; page++) {
-      if (!table.isZero(page) && !local?.has(page)) this.#missing += 1;
+      if (table.isZero(page)) continue;
+      this.#missing += 1;
+      if (local?.has(page)) this.#unchecked.add(page);
     }
     if (this.complete) this.#tell(options.onComplete);
   }
 
-  /** Whether all pages but zero ones are in the local image. */
+  /** Whether all pages but zero ones are in the local image, and were checked. */
   get complete(): boolean {
     return this.#missing === 0;
+  }
+
+  /** Whether looking at a page may take time, since it may have to be checked. */
+  get checking(): boolean {
+    return this.#unchecked.size > 0;
   }
 
   /** Whether pages go to memory, as there is no local image that takes them. */
@@ -61,7 +78,34 @@ export class KeptPages {
 
   /** Zero pages count as kept. */
   has(page: number): boolean {
-    return this.#table.isZero(page) || this.#local?.has(page) === true || this.#memory.has(page);
+    return this.#table.isZero(page) || this.#hasLocal(page) || this.#memory.has(page);
+  }
+
+  #hasLocal(page: number): boolean {
+    if (this.#here.has(page)) return true;
+    if (!this.#unchecked.has(page)) return false;
+    this.#unchecked.delete(page);
+    if (!this.#isRight(page)) return false;
+    this.#arrived(page);
+    return true;
+  }
+
+  #isRight(page: number): boolean {
+    const data = Buffer.allocUnsafe(PAGE_BYTES);
+    try {
+      this.#local!.read(page, 1, data, 0);
+    } catch {
+      // What cannot be read can be brought again.
+      return false;
+    }
+    return this.#table.matches(page, data);
+  }
+
+  #arrived(page: number): void {
+    if (this.#here.has(page)) return;
+    this.#here.add(page);
+    this.#missing -= 1;
+    if (this.complete) this.#tell(this.#options.onComplete);
   }
 
   /** As `PageSource.read`. */
@@ -81,7 +125,7 @@ export class KeptPages {
   /** How many pages there are from this one on that are in the local image. */
   #localRun(first: number, end: number): number {
     let next = first;
-    while (next < end && this.#local?.has(next) && !this.#table.isZero(next)) next += 1;
+    while (next < end && this.#hasLocal(next)) next += 1;
     return next - first;
   }
 
@@ -97,11 +141,9 @@ export class KeptPages {
   /** Keeps adjacent pages, checked and none of them zero. */
   keep(page: number, data: Buffer): void {
     if (!this.#degraded) {
-      const added = this.#count(page, data);
       try {
         this.#local!.write(page, data);
-        this.#missing -= added;
-        if (added > 0 && this.complete) this.#tell(this.#options.onComplete);
+        for (let at = 0; at < data.length / PAGE_BYTES; at++) this.#arrived(page + at);
         return;
       } catch (error) {
         this.#degraded = true;
@@ -113,12 +155,6 @@ export class KeptPages {
       this.#memory.set(page + at / PAGE_BYTES, Buffer.from(data.subarray(at, at + PAGE_BYTES)));
     }
     this.#evict();
-  }
-
-  #count(page: number, data: Buffer): number {
-    let count = 0;
-    for (let at = 0; at < data.length / PAGE_BYTES; at++) if (!this.#local!.has(page + at)) count += 1;
-    return count;
   }
 
   /** Has pages stay until they are not wanted any more. */

@@ -29,6 +29,8 @@ export interface RemoteImageOptions extends KeptPagesOptions {
   readAhead?: number | undefined;
   /** Milliseconds after which a fetch gives up. @default 10_000 */
   giveUpMs?: number | undefined;
+  /** Shared by images whose pages come over the same network. @default its own */
+  slots?: BulkSlots | undefined;
 }
 
 export interface RemoteImageStats extends HolderStats {
@@ -53,7 +55,8 @@ interface Flight extends Wanted {
 
 /**
  * A memory image on other hosts. Pages come from its holders one time, whoever asks and how often, are
- * checked against the page table, and kept in a local image.
+ * checked against the page table, and kept in a local image. What that has from before is checked, too,
+ * when it is first looked at: by `prefetch` at the latest, which has to be called for it to be complete.
  *
  * When the local image takes no more, pages are kept in a bounded memory. There those of a fetch stay
  * until the macrotask after its end, so read them at once; and no fetch can bring more than it holds.
@@ -67,7 +70,7 @@ export class RemoteImage implements PageSource {
   readonly #readAhead: number;
   readonly #giveUpMs: number;
   readonly #closing = new AbortController();
-  readonly #slots = new BulkSlots();
+  readonly #slots: BulkSlots;
   /** By page. */
   readonly #inFlight = new Map<number, Flight>();
   readonly #flights = new Set<Flight>();
@@ -85,11 +88,12 @@ export class RemoteImage implements PageSource {
     this.#local = local;
     this.#readAhead = readAhead;
     this.#giveUpMs = giveUpMs;
+    this.#slots = options.slots ?? new BulkSlots();
     this.#kept = new KeptPages(options);
     this.#holders = new Holders({ name, table, holders, giveUpMs, closing: this.#closing.signal });
   }
 
-  /** Whether all pages but zero ones are in the local image. */
+  /** Whether all pages but zero ones are in the local image, and were checked. */
   get complete(): boolean {
     return this.#kept.complete;
   }
@@ -140,7 +144,7 @@ export class RemoteImage implements PageSource {
     let at = performance.now();
     let failure: FlurryError | undefined;
     for (const { first, count } of planned(order, this.pages)) {
-      if (first % SCANNED_PAGES === 0) await nextTurn();
+      if (first % SCANNED_PAGES === 0 || this.#kept.checking) await nextTurn();
       const end = first + count;
       for (let next = first; this.#run(next, end); ) {
         await sleepUntil(at, signal);

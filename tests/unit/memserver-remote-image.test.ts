@@ -1,6 +1,8 @@
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
+import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { setImmediate as nextTurn } from "node:timers/promises";
+import { BulkSlots } from "../../memserver/image/bulk-slots.ts";
 import { RemoteImage, type RemoteImageOptions } from "../../memserver/image/remote-image.ts";
 import { SparseImage } from "../../memserver/image/sparse-image.ts";
 import { PAGE_BYTES } from "../../memserver/stream/format.ts";
@@ -430,10 +432,57 @@ describe("RemoteImage.prefetch()", () => {
     await second[Symbol.asyncDispose]();
     let completed = 0;
     await using third = remote(mixed, [], { onComplete: () => completed++ });
-    expect(third.complete).toBe(true);
-    await settle();
-    expect(completed).toBe(1);
+    // Not before it was checked.
+    expect([third.complete, completed]).toEqual([false, 0]);
+    await Promise.all([third.prefetch(), third.prefetch()]);
+    expect([third.complete, completed]).toEqual([true, 1]);
     expectPages(third, mixed, 0, mixed.pages);
+  });
+
+  test("brings again what a loss of power has left as zeros, or anything else", async () => {
+    const first = remote(full, [new ScriptedHolder("a", full)]);
+    await first.prefetch();
+    await first[Symbol.asyncDispose]();
+    const path = join(directory.path, "memory");
+    const bytes = readFileSync(path);
+    for (const page of [0, 1, 500, 1023]) bytes.fill(page, page * PAGE_BYTES, page * PAGE_BYTES + 1 + page);
+    bytes.fill(0, 700 * PAGE_BYTES, 704 * PAGE_BYTES);
+    writeFileSync(path, bytes);
+
+    const holder = new ScriptedHolder("a", full);
+    let completed = 0;
+    await using second = remote(full, [holder], { onComplete: () => completed++ });
+    expect(readPages(second, 701, 1)).toBeUndefined();
+    expect(readPages(second, 498, 4)).toBeUndefined();
+    expectPages(second, full, 501, 100);
+    await second.fetch(702, 1, { urgent: true });
+    expectPages(second, full, 702, 1);
+    await second.prefetch();
+    expect(completed).toBe(1);
+    expectPages(second, full, 0, 1024);
+    const asked = holder.asked(full).toSorted((a, b) => a - b);
+    expect(asked).toEqual([0, 1, 500, 700, 701, 702, 703, 1023]);
+    await second[Symbol.asyncDispose]();
+    expect(readFileSync(path).equals(full.bytes)).toBe(true);
+  });
+
+  test("shares the room on its network with other images", async () => {
+    const gate = new Gate();
+    const holder = new ScriptedHolder("a", full, async ({ first, count }) => {
+      await gate.opened;
+      return full.range(first, count);
+    });
+    const slots = new BulkSlots();
+    const images = Array.from({ length: 5 }, (_value, at) =>
+      remote(full, [holder], { slots, local: SparseImage.open(join(directory.path, `${at}`), full.pages) }),
+    );
+    const all = Promise.all(images.map((image) => image.prefetch()));
+    await settle();
+    expect(holder.requests).toHaveLength(4);
+    gate.open();
+    await all;
+    expect(holder.requests).toHaveLength(5 * 4);
+    for (const image of images) await image[Symbol.asyncDispose]();
   });
 
   test("brings the given pages first, in order, and minds no others", async () => {
