@@ -4,6 +4,8 @@ import { orAborted, throwIfAborted } from "../waiting.ts";
 import { type FrameReader, peerFailed } from "./frames.ts";
 import { answerReader, encodeHello, encodeRequest, type PeerAnswer, type PeerRequest } from "./messages.ts";
 
+/** How much longer what is not urgent may take, for as long as something comes: a network may be slow. */
+const PATIENCE = 6;
 /** Requests without an answer yet; the server refuses more than 256. */
 const MAX_IN_FLIGHT = 128;
 
@@ -16,7 +18,10 @@ export interface RequestOptions {
 export interface ClientSessionOptions {
   /** Of the peer, for messages. */
   name: string;
-  /** Milliseconds in which each request must be answered in full. @default 5000 */
+  /**
+   * Milliseconds in which an urgent request must be answered in full, and without hearing anything from
+   * the peer for any other one; that may take six times as long. @default 5000
+   */
   requestMs?: number | undefined;
 }
 
@@ -37,6 +42,7 @@ export type Question = PeerRequest extends infer One
 
 interface Pending {
   request: PeerRequest;
+  urgent: boolean;
   /** When it was sent. */
   at: number;
   /** Whether that was the last answer. */
@@ -66,6 +72,7 @@ export class ClientSession implements AsyncDisposable {
   #timer: NodeJS.Timeout | undefined;
   #lastId = 0;
   #receivedBytes = 0;
+  #receivedAt = 0;
 
   constructor(socket: Duplex, { name, requestMs = 5000 }: ClientSessionOptions) {
     this.#socket = socket;
@@ -115,12 +122,13 @@ export class ClientSession implements AsyncDisposable {
    * @throws FlurryError PEER_FAILED; ABORTED
    */
   async request<T>(question: Question, take: TakeAnswer<T>, options: RequestOptions = {}): Promise<T> {
-    const { urgent, signal } = options;
+    const { urgent = false, signal } = options;
     throwIfAborted(signal);
     if (this.#failure) throw this.#failure;
     const { promise, resolve, reject } = Promise.withResolvers<T>();
     const pending: Pending = {
       request: { ...question, id: this.#nextId() },
+      urgent,
       at: 0,
       take: (answer) => {
         if (answer.kind === "error") {
@@ -173,29 +181,35 @@ export class ClientSession implements AsyncDisposable {
     }
   }
 
-  /** One timer, for what was sent first: all have the same time. */
+  /** One timer for all, which is set again when it is over. */
   #watch(): void {
-    if (this.#timer) return;
-    const [first] = this.#sent.values();
-    if (!first) return;
-    const left = first.at + this.#requestMs - performance.now();
+    if (this.#timer || this.#sent.size === 0) return;
+    const next = Math.min(...this.#sent.values().map((pending) => this.#deadline(pending)));
     this.#timer = setTimeout(
       () => {
         this.#timer = undefined;
-        if (this.#sent.get(first.request.id) === first) {
-          const what = first.request.kind;
+        const now = performance.now();
+        const late = this.#sent.values().find((pending) => this.#deadline(pending) <= now);
+        if (late) {
           this.#late = true;
-          this.#fail(peerFailed(this.#says(`it has not answered "${what}" in ${this.#requestMs} ms`)));
+          const what = `"${late.request.kind}" in ${Math.round(now - late.at)} ms`;
+          this.#fail(peerFailed(this.#says(`it has not answered ${what}`)));
         }
         this.#watch();
       },
-      Math.max(left, 0),
+      Math.max(next - performance.now(), 0) + 1,
     );
+  }
+
+  #deadline({ at, urgent }: Pending): number {
+    if (urgent) return at + this.#requestMs;
+    return Math.min(Math.max(at, this.#receivedAt) + this.#requestMs, at + PATIENCE * this.#requestMs);
   }
 
   #receive(chunk: Buffer): void {
     if (this.#failure) return;
     this.#receivedBytes += chunk.length;
+    this.#receivedAt = performance.now();
     try {
       this.#reader.push(chunk);
       this.#sendWaiting();

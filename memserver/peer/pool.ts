@@ -1,3 +1,4 @@
+import { codeOf } from "../../errors/errors.ts";
 import type { PageTable } from "../image/page-table.ts";
 import { orAborted, throwIfAborted } from "../waiting.ts";
 import { PeerClient, type PeerClientOptions } from "./client.ts";
@@ -64,7 +65,19 @@ export class PeerPool implements LaneSource, AsyncDisposable {
   holder(peer: PeerAddress, hash: string): PeerHolder {
     const key = `${addressOf(peer)} ${hash}`;
     this.#holders.set(key, (this.#holders.get(key) ?? 0) + 1);
+    void this.#warmUp(peer, hash);
     return new PeerHolder(this, peer, hash);
+  }
+
+  /** Connects and opens the image ahead of need: a guest that waits for its first page has no time for it. */
+  async #warmUp(peer: PeerAddress, hash: string): Promise<void> {
+    try {
+      const { lane } = await this.lane(peer, true);
+      await lane.image(hash, { urgent: true });
+    } catch (error) {
+      // Whoever asks the holder learns of it.
+      if (codeOf(error) !== "PEER_FAILED") throw error;
+    }
   }
 
   /** As `LaneSource.forget`. */
@@ -105,9 +118,7 @@ export class PeerPool implements LaneSource, AsyncDisposable {
   }
 
   async #connected(peer: PeerAddress): Promise<Lane> {
-    if (this.#closing.signal.aborted)
-      throw peerFailed(`Peer ${addressOf(peer)}: the connections were closed`);
-    const client = await PeerClient.connect({ ...peer, ...this.#options, signal: this.#closing.signal });
+    const client = await this.#client(peer);
     const lane = new Lane(addressOf(peer), client);
     this.#open.add(lane);
     void client.closed.then(() => {
@@ -115,6 +126,17 @@ export class PeerPool implements LaneSource, AsyncDisposable {
       this.#endedBytes += client.receivedBytes;
     });
     return lane;
+  }
+
+  async #client(peer: PeerAddress): Promise<PeerClient> {
+    const { signal } = this.#closing;
+    try {
+      return await PeerClient.connect({ ...peer, ...this.#options, signal });
+    } catch (error) {
+      if (!signal.aborted) throw error;
+      // Nobody's abort who waits for it.
+      throw peerFailed(`Peer ${addressOf(peer)}: the connections were closed`, error);
+    }
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

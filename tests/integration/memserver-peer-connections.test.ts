@@ -442,8 +442,10 @@ describe("PeerClient", () => {
     await using silent = await ScriptedPageServer.start(keys, () => undefined);
     await using client = await PeerClient.connect({ host: HOST, port: silent.port, keys, requestMs: 100 });
     const errors = await Promise.all([rejection(client.find(KEY)), rejection(client.open(small.hash))]);
-    for (const error of errors) {
-      expect(error.message).toBe(`Peer ${HOST}:${silent.port}: it has not answered "find" in 100 ms`);
+    for (const { message } of errors) {
+      expect(message.replace(/\d+ ms/, "N ms")).toBe(
+        `Peer ${HOST}:${silent.port}: it has not answered "find" in N ms`,
+      );
     }
     expect(client.ended).toBe("late");
     while (silent.connections > 0) await new Promise((resolve) => setImmediate(resolve));
@@ -460,6 +462,39 @@ describe("PeerClient", () => {
     abort.abort();
     expect((await given).code).toBe("ABORTED");
     expect((await client.read(opened, 3, 8))?.equals(small.range(3, 8))).toBe(true);
+  });
+
+  test("is patient with a slow network, but not where a guest waits", async () => {
+    await using slow = await ScriptedPageServer.start(keys, (request, say) => {
+      const bytes = encodeAnswer(honestAnswer(small, request));
+      if (request.kind !== "read") return say(bytes);
+      // Twice as long as an urgent request may take, with something all the time.
+      for (let part = 0; part < 20; part++) {
+        const [from, to] = [part, part + 1].map((at) => Math.ceil((bytes.length * at) / 20));
+        setTimeout(() => say(bytes.subarray(from, to)), part * 50);
+      }
+    });
+    const options = { host: HOST, port: slow.port, keys, requestMs: 500 };
+    await using patient = await PeerClient.connect(options);
+    const opened = (await patient.open(small.hash))!;
+    expect((await patient.read(opened, 3, 8))?.equals(small.range(3, 8))).toBe(true);
+    await using urgent = await PeerClient.connect(options);
+    const again = (await urgent.open(small.hash))!;
+    expect((await rejection(urgent.read(again, 3, 8, { urgent: true }))).code).toBe("PEER_FAILED");
+    expect(urgent.ended).toBe("late");
+  });
+
+  test("has no patience without end", async () => {
+    const timers: NodeJS.Timeout[] = [];
+    await using trickling = await ScriptedPageServer.start(keys, (request, say) => {
+      const bytes = encodeAnswer(honestAnswer(small, request));
+      let at = 0;
+      timers.push(setInterval(() => say(bytes.subarray(at, ++at)), 20));
+    });
+    await using client = await PeerClient.connect({ host: HOST, port: trickling.port, keys, requestMs: 100 });
+    expect((await rejection(client.open(small.hash))).code).toBe("PEER_FAILED");
+    expect(client.ended).toBe("late");
+    for (const timer of timers) clearInterval(timer);
   });
 
   test.each([
