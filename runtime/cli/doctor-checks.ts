@@ -1,5 +1,5 @@
 import { execFile } from "node:child_process";
-import { close, open, readFileSync } from "node:fs";
+import { close, existsSync, open, readFileSync } from "node:fs";
 import { readFile, statfs } from "node:fs/promises";
 import { availableParallelism } from "node:os";
 import { promisify } from "node:util";
