@@ -12,13 +12,13 @@ import { Peers } from "./process/peers.ts";
 const { values } = parseArgs({ options: { run: { type: "string" }, keys: { type: "string" } } });
 if (!values.keys) throw new FlurryError("BAD_ARGUMENT", "--keys names no directory");
 
-await using peers = new Peers({
-  keys: values.keys,
-  emit: (event) => server.emit(event),
-  onTrouble: (trouble) => process.stderr.write(`${trouble instanceof Error ? trouble.message : trouble}\n`),
-});
+function onTrouble(trouble: unknown): void {
+  process.stderr.write(`${trouble instanceof Error ? trouble.message : String(trouble)}\n`);
+}
+
+await using peers = new Peers({ keys: values.keys, emit: (event) => server.emit(event), onTrouble });
 await using images = new OpenImages((hash, dir, holders) => peers.open(hash, dir, holders));
-const server = new ControlServer({ input: process.stdin, output: process.stdout, images, peers });
+const server = new ControlServer({ input: process.stdin, output: process.stdout, images, peers, onTrouble });
 await using _children = server.children;
 const error = await server.closed;
 if (error) {

@@ -22,9 +22,12 @@ export class Children implements AsyncDisposable {
   /** Those that are being attached: they may be detached before they are. */
   readonly #attaching = new Map<string, AbortController>();
   readonly #emit: (event: ControlEvent) => void;
+  readonly #onTrouble: (error: unknown) => void;
 
-  constructor(emit: (event: ControlEvent) => void) {
+  /** @param onTrouble - hears what is no child's failure */
+  constructor(emit: (event: ControlEvent) => void, onTrouble: (error: unknown) => void) {
     this.#emit = emit;
+    this.#onTrouble = onTrouble;
   }
 
   /**
@@ -82,7 +85,9 @@ export class Children implements AsyncDisposable {
     if (image.recorder !== child) return;
     image.recorder = undefined;
     const pages = session.workingSet;
-    if (keep && pages && pages.length > 0) await keepWorkingSet(image, pages);
+    if (!keep || !pages || pages.length === 0) return;
+    // It saves faults, and is no reason for anything to fail: the disk may be full.
+    await keepWorkingSet(image, pages).catch(this.#onTrouble);
   }
 
   /** @throws FlurryError BAD_ARGUMENT when it is not attached */

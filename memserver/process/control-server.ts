@@ -16,6 +16,8 @@ export interface ControlServerOptions {
   output: Writable;
   images: OpenImages;
   peers: Peers;
+  /** Told what is no failure of what was asked for. */
+  onTrouble: (error: unknown) => void;
 }
 
 /** Does what the runtime of a memserver asks for. */
@@ -29,7 +31,7 @@ export class ControlServer {
 
   constructor(options: ControlServerOptions) {
     this.#options = options;
-    this.children = new Children((event) => this.emit(event));
+    this.children = new Children((event) => this.emit(event), options.onTrouble);
     const { promise, resolve } = Promise.withResolvers<Error | undefined>();
     this.closed = promise;
     this.#close = (error) => resolve(error);

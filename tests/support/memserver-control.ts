@@ -10,6 +10,8 @@ type Attach = Extract<ControlRequest, { op: "attach" }>;
 
 /** A memserver in this process, and what its runtime would say and hear. */
 export class Controlled implements AsyncDisposable {
+  /** What was no failure of what was asked for. */
+  readonly trouble: unknown[] = [];
   readonly server: ControlServer;
   readonly events: ControlEvent[] = [];
   readonly #input = new PassThrough();
@@ -37,7 +39,13 @@ export class Controlled implements AsyncDisposable {
     });
     this.#peers = peers;
     this.#images = new OpenImages((hash, dir, holders) => peers.open(hash, dir, holders));
-    this.server = new ControlServer({ input: this.#input, output, images: this.#images, peers });
+    this.server = new ControlServer({
+      input: this.#input,
+      output,
+      images: this.#images,
+      peers,
+      onTrouble: this.trouble.push.bind(this.trouble),
+    });
   }
 
   /** Says something, and returns what is answered. */

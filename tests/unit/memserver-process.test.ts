@@ -1,5 +1,5 @@
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
-import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { decodeWorkingSet, encodeWorkingSet } from "../../memserver/child/working-set.ts";
 import { PAGE_BYTES } from "../../memserver/stream/format.ts";
@@ -274,6 +274,15 @@ describe("the working set", () => {
     await show("vm-1", [7, 6]);
     await detach("vm-1", true);
     expect(workingSetFile()).toEqual([7, 6]);
+  });
+
+  test("is not missed when it cannot be kept: the child is let go all the same", async () => {
+    await open();
+    await using shows = await show("vm-1", [9]);
+    rmSync(image.dir, { recursive: true });
+    expect(await detach("vm-1", true)).toEqual({});
+    await shows.until(() => shows.left);
+    expect(memserver.trouble).toEqual([expect.objectContaining({ code: "ENOENT" })]);
   });
 
   test("is taken from its file", async () => {
