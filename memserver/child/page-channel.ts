@@ -29,6 +29,7 @@ export class PageChannel {
   #batch = NO_BATCH;
   #batched = 0;
   #full = false;
+  #closed = false;
   #drained: PromiseWithResolvers<void> | undefined;
 
   constructor(socket: Socket, source: PageSource, block: string) {
@@ -37,7 +38,10 @@ export class PageChannel {
     this.#block = block;
     socket.on("drain", () => this.#drain());
     // Whoever waits goes on, and finds that there is nobody to send to.
-    socket.on("close", () => this.#drain());
+    socket.on("close", () => {
+      this.#closed = true;
+      this.#drain();
+    });
   }
 
   /** Whether the child reads slower than this writes. What is sent all the same is kept in memory. */
@@ -114,6 +118,8 @@ export class PageChannel {
   }
 
   #write(bytes: Uint8Array): void {
+    // It would count as full, for good.
+    if (this.#closed) return;
     if (!this.#socket.write(bytes)) this.#full = true;
   }
 
