@@ -6,9 +6,6 @@ import type { PagesParent } from "./pages-parent.ts";
 /** A short task, as many are: a shell that starts a program. */
 const TASK = ["/bin/sh", "-c", "uname -a | md5sum"];
 
-/** Children of each kind that a figure is of, at least. */
-const LEAST_SAMPLES = 16;
-
 /** Children of one kind, started at once from waiting shells. */
 export interface ChildrenFigures {
   /** Milliseconds from the fork to the proven identity. */
@@ -35,10 +32,15 @@ export interface ChildrenRow {
   lazyWorkingSet: LazyFigures;
 }
 
-/** Measures children of all kinds in turn, for each number of them. */
+/**
+ * Measures children of all kinds in turn, for each number of them.
+ *
+ * @param samples - children of each kind that a figure is of, at least
+ */
 export async function benchChildren(
   pages: PagesParent,
   counts: readonly number[],
+  samples: number,
   signal?: AbortSignal,
   onProgress?: (stage: string) => void,
 ): Promise<ChildrenRow[]> {
@@ -49,16 +51,16 @@ export async function benchChildren(
   const rows: ChildrenRow[] = [];
   for (const n of counts) {
     onProgress?.(`${n} children at once`);
-    const samples: Record<"mapped" | "lazy" | "warm", Sample[]> = { mapped: [], lazy: [], warm: [] };
+    const taken: Record<"mapped" | "lazy" | "warm", Sample[]> = { mapped: [], lazy: [], warm: [] };
     // In turn, so that whatever else the machine does meets all of them.
-    for (let round = 0; round < Math.ceil(LEAST_SAMPLES / n); round++) {
-      samples.mapped.push(...(await forkAll(pages.mapped, n, undefined, signal)));
-      samples.lazy.push(...(await forkAll(cold, n, pages, signal)));
-      samples.warm.push(...(await forkAll(warm, n, pages, signal)));
+    for (let round = 0; round < Math.ceil(samples / n); round++) {
+      taken.mapped.push(...(await forkAll(pages.mapped, n, undefined, signal)));
+      taken.lazy.push(...(await forkAll(cold, n, pages, signal)));
+      taken.warm.push(...(await forkAll(warm, n, pages, signal)));
     }
-    const mapped = figures(samples.mapped);
-    const lazy = lazyFigures(samples.lazy);
-    const lazyWorkingSet = lazyFigures(samples.warm);
+    const mapped = figures(taken.mapped);
+    const lazy = lazyFigures(taken.lazy);
+    const lazyWorkingSet = lazyFigures(taken.warm);
     rows.push({ n, mapped, lazy, lazyWorkingSet });
   }
   return rows;

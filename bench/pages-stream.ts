@@ -92,18 +92,18 @@ async function fromBuffer(
   const socket = await dial(shell.memserverPath, signal);
   socket.on("error", reject);
   const answers = new StreamWriter();
+  /** Nothing may be said after the end; then QEMU takes what is missing for zeros itself. */
+  let over = false;
   const reader = new ReturnPathReader(
     [{ name: block, bytes }],
     (message) => {
       if (message.kind === "shut") resolve();
       if (message.kind === "pong") running.resolve();
+      if (message.kind !== "request" || over) return;
+      const { block: asked, start } = message;
       // Of the others, all are on their way.
-      if (
-        message.kind === "request" &&
-        (message.block !== block || stream.isZero(message.start / PAGE_BYTES))
-      ) {
-        socket.write(answers.zero(message.block, message.start, true).take());
-      }
+      if (asked === block && !stream.isZero(start / PAGE_BYTES)) return;
+      socket.write(answers.zero(asked, start, true).take());
     },
     { unlisted: true },
   );
@@ -112,6 +112,7 @@ async function fromBuffer(
     if (!socket.write(chunk)) await once(socket, "drain");
   }
   await Promise.race([running.promise, promise]);
+  over = true;
   socket.write(stream.end);
   await promise;
   const ms = performance.now() - began;

@@ -17,6 +17,8 @@ export interface PagesBenchOptions {
   streams: number;
   /** Numbers of children that are started at once. */
   children: readonly number[];
+  /** Children of each kind that a figure is of, at least. */
+  samples: number;
   onProgress?: (stage: string) => void;
   signal?: AbortSignal;
 }
@@ -44,7 +46,7 @@ export async function benchPages(options: PagesBenchOptions): Promise<PagesBench
   const faults = await benchFaults(pages, options.touches, host.qemu.preempt, signal);
   onProgress?.("streaming whole images");
   const streamMBps = await benchStream(host, pages, options.streams, signal);
-  const children = await benchChildren(pages, options.children, signal, onProgress);
+  const children = await benchChildren(pages, options.children, options.samples, signal, onProgress);
   return {
     accel: pages.mapped.profile.accel,
     qemu: host.qemu.version,

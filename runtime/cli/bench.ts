@@ -51,6 +51,7 @@ interface PagesOptions {
   memory: number;
   filled: number;
   touches: number;
+  samples: number;
   json?: boolean;
 }
 
@@ -88,6 +89,7 @@ export function benchCommand(): Command {
       128,
     )
     .option("--touches <n>", "pages touched for each figure", positiveInteger("--touches"), 8192)
+    .option("--samples <n>", "least children of each kind for a figure", positiveInteger("--samples"), 16)
     .option("--json", "print one JSON object")
     .addHelpText("after", PAGES_EXAMPLES)
     .action((options: PagesOptions) => pages(options));
@@ -127,7 +129,7 @@ async function fork(options: ForkOptions): Promise<void> {
   );
 }
 
-async function pages({ n, memory, filled, touches, json }: PagesOptions): Promise<void> {
+async function pages({ n, memory, filled, touches, samples, json }: PagesOptions): Promise<void> {
   const signal = cliSignal();
   if (filled * 256 < touches) {
     throw new FlurryError(
@@ -146,6 +148,7 @@ async function pages({ n, memory, filled, touches, json }: PagesOptions): Promis
     filledMiB: filled,
     touches,
     streams: 5,
+    samples,
     children: [...new Set([1, 8, n])].filter((count) => count <= n).sort((a, b) => a - b),
     onProgress: (stage) => progress.describe(stage),
     signal,
