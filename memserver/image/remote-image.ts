@@ -3,14 +3,13 @@ import { FlurryError } from "../../errors/errors.ts";
 import { PAGE_BYTES } from "../stream/format.ts";
 import { orAborted, sleep, throwIfAborted } from "../waiting.ts";
 import { BulkSlots } from "./bulk-slots.ts";
-import { type Holder, type HolderStats, Holders, type Wanted } from "./holders.ts";
+import { Flights, MOST_PAGES } from "./flights.ts";
+import { type Holder, type HolderStats, Holders } from "./holders.ts";
 import { KeptPages, type KeptPagesOptions } from "./kept-pages.ts";
 import type { FetchOptions, PageSource } from "./page-source.ts";
 import type { PageTable } from "./page-table.ts";
 import type { SparseImage } from "./sparse-image.ts";
 
-/** Pages of one request. */
-const MOST_PAGES = 256;
 /** A paced prefetch asks for no more at once than it may have in this part of a second. */
 const PACED_PART = 1 / 16;
 /** Pages that are looked over at a stretch. */
@@ -44,15 +43,6 @@ export interface PrefetchOptions {
   signal?: AbortSignal | undefined;
 }
 
-/** Adjacent pages on their way. Those between them that are zero are not. */
-interface Flight extends Wanted {
-  until: number;
-  /** The error if it failed. Pages of a flight that was split are in others then. */
-  readonly settled: Promise<FlurryError | undefined>;
-  /** The error if it, or any that it was split into, failed. */
-  readonly done: Promise<FlurryError | undefined>;
-}
-
 /**
  * A memory image on other hosts. Pages come from its holders one time, whoever asks and how often, are
  * checked against the page table, and kept in a local image. What that has from before is checked, too,
@@ -67,13 +57,9 @@ export class RemoteImage implements PageSource {
   readonly #local: SparseImage | undefined;
   readonly #kept: KeptPages;
   readonly #holders: Holders;
-  readonly #readAhead: number;
+  readonly #flights: Flights;
   readonly #giveUpMs: number;
   readonly #closing = new AbortController();
-  readonly #slots: BulkSlots;
-  /** By page. */
-  readonly #inFlight = new Map<number, Flight>();
-  readonly #flights = new Set<Flight>();
   #urgentFetches = 0;
 
   /** @throws FlurryError IMAGE_CORRUPT when the local image has another size */
@@ -86,11 +72,14 @@ export class RemoteImage implements PageSource {
     this.pages = table.pages;
     this.#table = table;
     this.#local = local;
-    this.#readAhead = readAhead;
     this.#giveUpMs = giveUpMs;
-    this.#slots = options.slots ?? new BulkSlots();
-    this.#kept = new KeptPages(options);
-    this.#holders = new Holders({ name, table, holders, giveUpMs, closing: this.#closing.signal });
+    const closing = this.#closing.signal;
+    const kept = new KeptPages(options);
+    const source = new Holders({ name, table, holders, giveUpMs, closing });
+    this.#kept = kept;
+    this.#holders = source;
+    const slots = options.slots ?? new BulkSlots();
+    this.#flights = new Flights({ table, kept, holders: source, slots, readAhead, closing });
   }
 
   /** Whether all pages but zero ones are in the local image, and were checked. */
@@ -124,8 +113,7 @@ export class RemoteImage implements PageSource {
     if (urgent) this.#urgentFetches += 1;
     this.#kept.want(missing);
     try {
-      if (urgent) this.#launchUrgent(page, end, until);
-      else await this.#launchBulk(page, end, until, signal);
+      await this.#flights.launch(page, end, { urgent, until, signal });
       await this.#arrival(missing, urgent, until, signal);
     } finally {
       setImmediate(() => this.#kept.unwant(missing));
@@ -143,23 +131,27 @@ export class RemoteImage implements PageSource {
     const most = Math.max(1, Math.min(MOST_PAGES, Math.floor((bytesPerSecond * PACED_PART) / PAGE_BYTES)));
     let at = performance.now();
     let failure: FlurryError | undefined;
+    const pending = new Set<Promise<void>>();
     for (const { first, count } of planned(order, this.pages)) {
       if (first % SCANNED_PAGES === 0 || this.#kept.checking) await nextTurn();
       const end = first + count;
-      for (let next = first; this.#run(next, end); ) {
+      for (let next = first; this.#flights.lacks(next, end); ) {
         await sleepUntil(at, signal);
-        await this.#slots.acquire(signal);
-        const flight = this.#launchSlot(next, end, most);
+        const until = () => performance.now() + this.#giveUpMs;
+        const flight = await this.#flights.launchBulk(next, end, most, until, signal);
         if (!flight) break;
         next = flight.first + flight.count;
         at = Math.max(at, performance.now()) + (flight.count * PAGE_BYTES * 1000) / bytesPerSecond;
-        void flight.done.then((error) => {
+        const done = flight.done.then((error) => {
           failure ??= error;
+          pending.delete(done);
         });
+        pending.add(done);
       }
       if (failure || this.#kept.degraded) break;
     }
-    await orAborted(Promise.all([...this.#flights].map(({ done }) => done)), signal);
+    const others = this.#flights.all.map(({ done }) => done);
+    await orAborted(Promise.all([...pending, ...others]), signal);
     if (failure) throw failure;
     // What was on its way for others, and failed.
     if (!this.complete && !this.#kept.degraded) await this.prefetch([], options);
@@ -169,7 +161,7 @@ export class RemoteImage implements PageSource {
   async [Symbol.asyncDispose](): Promise<void> {
     if (this.#closing.signal.aborted) return;
     this.#closing.abort(new Error("The image was closed"));
-    await Promise.all([...this.#flights].map(({ settled }) => settled));
+    await Promise.all(this.#flights.all.map(({ settled }) => settled));
     this.#local?.[Symbol.dispose]();
   }
 
@@ -195,131 +187,15 @@ export class RemoteImage implements PageSource {
   ): Promise<void> {
     for (const page of pages) {
       while (!this.#kept.has(page)) {
-        if (!this.#inFlight.has(page)) {
-          if (urgent) this.#launchUrgent(page, page + 1, until);
-          else await this.#launchBulk(page, page + 1, until, signal);
-        }
-        const flight = this.#inFlight.get(page);
+        // Its own, which may have failed by now; none if others were faster, and are at an end, too.
+        const [flight = this.#flights.of(page)] = this.#flights.of(page)
+          ? []
+          : await this.#flights.launch(page, page + 1, { urgent, until, signal });
         if (!flight) continue;
         flight.until = Math.max(flight.until, until);
         const error = await orAborted(flight.settled, signal);
         if (error) throw error;
       }
-    }
-  }
-
-  /** What a guest waits for goes before what it may want next, in a request of its own. */
-  #launchUrgent(page: number, end: number, until: number): void {
-    const first = page - (page % this.#readAhead);
-    const last = Math.min(Math.ceil(end / this.#readAhead) * this.#readAhead, this.pages);
-    for (const { from, to, ahead } of [
-      { from: page, to: end, ahead: false },
-      { from: end, to: last, ahead: true },
-      { from: first, to: page, ahead: true },
-    ]) {
-      for (let run = this.#run(from, to); run; run = this.#run(from, to)) {
-        this.#launch({ ...run, urgent: true, ahead, until });
-      }
-    }
-  }
-
-  async #launchBulk(
-    first: number,
-    end: number,
-    until: number,
-    signal: AbortSignal | undefined,
-  ): Promise<void> {
-    for (let next = first; this.#run(next, end); ) {
-      await this.#slots.acquire(signal);
-      const flight = this.#launchSlot(next, end, MOST_PAGES, until);
-      if (!flight) return;
-      next = flight.first + flight.count;
-    }
-  }
-
-  /** Launches the first run of a range in a slot that was acquired; others may have done so meanwhile. */
-  #launchSlot(first: number, end: number, most: number, until?: number): Flight | undefined {
-    const run = this.#run(first, end, most);
-    this.#slots.charge(run?.count ?? 0);
-    if (!run) {
-      this.#slots.release(0);
-      return undefined;
-    }
-    const plain = { urgent: false, ahead: true, until: until ?? performance.now() + this.#giveUpMs };
-    return this.#launch({ ...run, ...plain });
-  }
-
-  /** The first pages of a range that are neither here nor on their way, with zero pages between them. */
-  #run(first: number, end: number, most = MOST_PAGES): { first: number; count: number } | undefined {
-    const lacks = (page: number) => !this.#kept.has(page) && !this.#inFlight.has(page);
-    let start = first;
-    while (start < end && !lacks(start)) start += 1;
-    if (start === end) return undefined;
-    let last = start;
-    for (let page = start + 1; page < Math.min(end, start + most); page++) {
-      if (lacks(page)) last = page;
-      else if (!this.#table.isZero(page)) break;
-    }
-    return { first: start, count: last - start + 1 };
-  }
-
-  #launch(wanted: Wanted): Flight {
-    const settled = Promise.withResolvers<FlurryError | undefined>();
-    const done = Promise.withResolvers<FlurryError | undefined>();
-    const flight: Flight = { ...wanted, settled: settled.promise, done: done.promise };
-    const { first, count, urgent } = wanted;
-    this.#flights.add(flight);
-    for (let page = first; page < first + count; page++) {
-      if (!this.#table.isZero(page)) this.#inFlight.set(page, flight);
-    }
-    if (urgent) this.#slots.urgentBegins();
-    void this.#fly(flight).then(async ({ failure, halves }) => {
-      settled.resolve(failure);
-      const failures = await Promise.all(halves.map((half) => half.done));
-      done.resolve(failure ?? failures.find((one) => one !== undefined));
-    });
-    return flight;
-  }
-
-  async #fly(flight: Flight): Promise<{ failure: FlurryError | undefined; halves: Flight[] }> {
-    let data: Buffer | undefined;
-    let failure: FlurryError | undefined;
-    try {
-      data = await this.#holders.get(flight);
-      if (data) this.#keep(flight, data);
-    } catch (error) {
-      failure = asUnavailable(error);
-    }
-    this.#land(flight);
-    return { failure, halves: data || failure ? [] : this.#split(flight) };
-  }
-
-  #land(flight: Flight): void {
-    this.#flights.delete(flight);
-    for (let page = flight.first; page < flight.first + flight.count; page++) this.#inFlight.delete(page);
-    if (flight.urgent) this.#slots.urgentEnds();
-    else this.#slots.release(flight.count);
-  }
-
-  /** Holders that have not all of the pages may have some. */
-  #split({ first, count, urgent, ahead, until }: Flight): Flight[] {
-    const middle = first + Math.ceil(count / 2);
-    const halves = [this.#run(first, middle), this.#run(middle, first + count)];
-    return halves.flatMap((half) => {
-      if (!half) return [];
-      if (!urgent) this.#slots.take(half.count);
-      return [this.#launch({ ...half, urgent, ahead, until })];
-    });
-  }
-
-  #keep({ first, count }: Flight, data: Buffer): void {
-    let at = 0;
-    for (let page = first; page < first + count; ) {
-      let run = 0;
-      while (page + run < first + count && !this.#table.isZero(page + run)) run += 1;
-      if (run > 0) this.#kept.keep(page, data.subarray(at, at + run * PAGE_BYTES));
-      at += run * PAGE_BYTES;
-      page += Math.max(run, 1);
     }
   }
 }
@@ -346,10 +222,4 @@ async function sleepUntil(at: number, signal: AbortSignal | undefined): Promise<
   const left = at - performance.now();
   if (left > 0) await sleep(left, signal);
   else throwIfAborted(signal);
-}
-
-function asUnavailable(error: unknown): FlurryError {
-  if (error instanceof FlurryError) return error;
-  const what = error instanceof Error ? error.message : String(error);
-  return new FlurryError("PAGES_UNAVAILABLE", what, { cause: error });
 }

@@ -473,12 +473,18 @@ describe("RemoteImage.prefetch()", () => {
       return full.range(first, count);
     });
     const slots = new BulkSlots();
+    const closed = remote(full, [holder], { slots, local: undefined });
     const images = Array.from({ length: 5 }, (_value, at) =>
       remote(full, [holder], { slots, local: SparseImage.open(join(directory.path, `${at}`), full.pages) }),
     );
     const all = Promise.all(images.map((image) => image.prefetch()));
     await settle();
     expect(holder.requests).toHaveLength(4);
+    // One that is closed waits for none.
+    const waiting = rejection(closed.fetch(0, 1));
+    await settle();
+    await closed[Symbol.asyncDispose]();
+    expect((await waiting).message).toBe("Cannot get pages: the image was closed");
     gate.open();
     await all;
     expect(holder.requests).toHaveLength(5 * 4);
@@ -530,6 +536,17 @@ describe("RemoteImage.prefetch()", () => {
     broken.now = false;
     await image.prefetch([]);
     expect(image.complete).toBe(true);
+  });
+
+  test("fails at once when there is nobody left to ask", async () => {
+    const liar = new ScriptedHolder("liar", full, ({ count }) => Buffer.alloc(count * PAGE_BYTES));
+    await using image = remote(full, [liar]);
+    for (let round = 0; round < 3; round++) {
+      expect((await rejection(image.prefetch())).message).toContain("liar: it was set aside");
+      expect((await rejection(image.fetch(0, 700))).message).toContain("liar: it was set aside");
+      expect((await rejection(image.fetch(0, 7, { urgent: true }))).message).toContain("set aside");
+    }
+    expect(image.stats.fetchedPages).toBe(0);
   });
 
   test("fails when nobody has some page, though it was asked for in halves", async () => {
