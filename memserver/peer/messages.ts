@@ -92,17 +92,17 @@ export type PeerAnswer = { id: number } & (
   | { kind: "working-set"; first: number; pages: number[] }
 );
 
-/** Reads what clients send, strictly; the first frame must be a HELLO of this version. */
-export function requestReader(emit: (request: PeerRequest) => void): FrameReader {
-  return greeted(requestBounds, (type, id, payload) => emit(readRequest(type, id, payload)));
-}
-
 /**
- * Reads what servers send, strictly; the first frame must be a HELLO of this version.
+ * Reads what clients send, strictly; the first frame must be a HELLO of this version.
  *
  * @param onHello - called when it was
  */
-export function answerReader(emit: (answer: PeerAnswer) => void, onHello: () => void): FrameReader {
+export function requestReader(emit: (request: PeerRequest) => void, onHello?: () => void): FrameReader {
+  return greeted(requestBounds, (type, id, payload) => emit(readRequest(type, id, payload)), onHello);
+}
+
+/** Reads what servers send, as strictly. */
+export function answerReader(emit: (answer: PeerAnswer) => void, onHello?: () => void): FrameReader {
   return greeted(answerBounds, (type, id, payload) => emit(readAnswer(type, id, payload)), onHello);
 }
 

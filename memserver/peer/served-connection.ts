@@ -17,6 +17,8 @@ export interface ServedConnectionOptions {
   maxImages?: number | undefined;
   /** Bytes that wait to be sent, above which nothing more is read or made. @default 1 MiB */
   sendBytes?: number | undefined;
+  /** Milliseconds for the peer's HELLO to come. @default 10_000 */
+  helloMs?: number | undefined;
   /** Milliseconds without a request after which it is closed. @default 300_000 */
   idleMs?: number | undefined;
   /** Milliseconds after which it is closed when there is something to be sent, but nothing is taken. @default 30_000 */
@@ -55,6 +57,7 @@ export class ServedConnection {
   readonly #working = new Set<Promise<void>>();
   readonly #abort = new AbortController();
   readonly #sendBytes: number;
+  #greeted = false;
   #opening = 0;
   #lastHandle = 0;
   #active = performance.now();
@@ -66,7 +69,12 @@ export class ServedConnection {
     this.#options = options;
     this.#stats = stats;
     this.#sendBytes = options.sendBytes ?? 1024 * 1024;
-    this.#reader = requestReader((request) => this.#take(request));
+    this.#reader = requestReader(
+      (request) => this.#take(request),
+      () => {
+        this.#greeted = true;
+      },
+    );
     const { promise, resolve } = Promise.withResolvers<void>();
     this.closed = promise.then(() => this.#release());
     socket.on("data", (chunk: Buffer) => this.#receive(chunk));
@@ -278,15 +286,17 @@ export class ServedConnection {
   }
 
   #watch(): void {
-    const { idleMs = 300_000, stallMs = 30_000 } = this.#options;
+    const { helloMs = 10_000, idleMs = 300_000, stallMs = 30_000 } = this.#options;
     const stalled = this.#socket.writableLength > 0;
-    const left = this.#active + (stalled ? stallMs : idleMs) - performance.now();
+    const idle = this.#greeted ? idleMs : helloMs;
+    const left = this.#active + (stalled ? stallMs : idle) - performance.now();
     if (left <= 0) {
-      this.end(stalled ? peerFailed(`The peer has taken nothing for ${stallMs} ms`) : undefined);
+      const reason = stalled ? `has taken nothing for ${stallMs} ms` : `has said no HELLO in ${helloMs} ms`;
+      this.end(stalled || !this.#greeted ? peerFailed(`The peer ${reason}`) : undefined);
       return;
     }
     // Looks again soon enough to notice what begins only now.
-    this.#timer = setTimeout(() => this.#watch(), Math.min(left, idleMs, stallMs));
+    this.#timer = setTimeout(() => this.#watch(), Math.min(left, helloMs, idleMs, stallMs));
   }
 }
 

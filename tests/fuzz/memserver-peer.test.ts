@@ -119,13 +119,7 @@ describe("requestReader() and answerReader()", () => {
     fc.assert(
       fc.property(fc.oneof(frames, noise), fc.boolean(), smallChunks, (bytes, greeted, lengths) => {
         const all = greeted ? Buffer.concat([hello, bytes]) : bytes;
-        const readers = [
-          requestReader(() => undefined),
-          answerReader(
-            () => undefined,
-            () => undefined,
-          ),
-        ];
+        const readers = [requestReader(() => undefined), answerReader(() => undefined)];
         for (const reader of readers) {
           let pushed = 0;
           unlessRefused(() => {
@@ -148,10 +142,7 @@ describe("requestReader() and answerReader()", () => {
     largest.writeUInt32BE(5 + descriptor.length);
     largest[4] = 0x84;
     largest[8] = 1;
-    const reader = answerReader(
-      () => undefined,
-      () => undefined,
-    );
+    const reader = answerReader(() => undefined);
     reader.push(hello);
     unlessRefused(() => {
       for (let round = 0; round < 20; round++) {
@@ -306,10 +297,7 @@ describe("ServedConnection", () => {
           { requests: 0, pages: 0, compressedPages: 0, sentBytes: 0 },
         );
         const heard: PeerAnswer[] = [];
-        const reader = answerReader(
-          (answer) => heard.push(answer),
-          () => undefined,
-        );
+        const reader = answerReader((answer) => heard.push(answer));
         far.on("data", (chunk: Buffer) => reader.push(chunk)).on("error", () => far.destroy());
         for (const part of chunksOf(edited(conversation, changes), lengths)) {
           near.push(Buffer.from(part));

@@ -1,9 +1,11 @@
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { join } from "node:path";
+import type { TLSSocket } from "node:tls";
 import { PeerClient } from "../../memserver/peer/client.ts";
 import { type InstallationKeys, installationKeys } from "../../memserver/peer/keys.ts";
 import { encodeAnswer, encodeHello, type PeerAnswer } from "../../memserver/peer/messages.ts";
 import { PageServer, type PageServerOptions } from "../../memserver/peer/server.ts";
+import { checkPeer } from "../../memserver/peer/tls.ts";
 import { rejection } from "../support/agent-peer.ts";
 import { pagesOf } from "../support/memserver-pages.ts";
 import { KEY, MadeUpImage, madeUpImage } from "../support/memserver-peers.ts";
@@ -176,6 +178,14 @@ describe("PageServer", () => {
     expect(await client.find(KEY)).toBe(image.hash);
   });
 
+  test("closes a connection that does TLS and says nothing more", async () => {
+    await using server = await serve({ helloMs: 50 });
+    expect(await saySecurely(server.port, hello.subarray(0, 5), keys)).toEqual(hello);
+    expect(server.troubles).toEqual([
+      expect.objectContaining({ message: "The peer has said no HELLO in 50 ms" }),
+    ]);
+  });
+
   test("closes a connection that is idle", async () => {
     await using server = await serve({ idleMs: 50 });
     await using client = await connect(server.port);
@@ -286,6 +296,24 @@ describe("PageServer", () => {
     expect(await client.read(opened, 0, 250)).toBeDefined();
     expect(await client.read(opened, 200, 256)).toBeUndefined();
     expect(await client.read(opened, 0, 250)).toBeDefined();
+  });
+});
+
+describe("checkPeer()", () => {
+  const socket = (raw: Buffer | undefined, authorized: boolean) =>
+    ({ authorized, remoteAddress: "10.0.0.1", getPeerCertificate: () => ({ raw }) }) as unknown as TLSSocket;
+
+  test("knows the installation's certificate itself", () => {
+    expect(() => checkPeer(socket(keys.raw, true), keys)).not.toThrow();
+  });
+
+  // Whatever a runtime's TLS lets through.
+  test.each<[string, () => TLSSocket]>([
+    ["another certificate", () => socket(others.raw, true)],
+    ["no certificate", () => socket(undefined, true)],
+    ["a certificate that was not proven", () => socket(keys.raw, false)],
+  ])("refuses a peer with %s", (_name, make) => {
+    expect(() => checkPeer(make(), keys)).toThrow("The peer at 10.0.0.1 has not this installation's key");
   });
 });
 

@@ -315,10 +315,7 @@ describe("a connection that is served", () => {
   function served(options: Partial<ServedConnectionOptions> = {}) {
     const { near, far } = duplexPair();
     const received: PeerAnswer[] = [];
-    const reader = answerReader(
-      (answer) => received.push(answer),
-      () => undefined,
-    );
+    const reader = answerReader((answer) => received.push(answer));
     const stats = { requests: 0, pages: 0, compressedPages: 0, sentBytes: 0 };
     far.on("data", (chunk: Buffer) => reader.push(chunk)).on("error", () => far.destroy());
     const troubles: unknown[] = [];

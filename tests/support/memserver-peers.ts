@@ -146,10 +146,7 @@ export function readRequests(bytes: Uint8Array, lengths: readonly number[] = [])
 /** All answers of a server's bytes, with their HELLO. */
 export function readAnswers(bytes: Uint8Array, lengths: readonly number[] = []): PeerAnswer[] {
   const answers: PeerAnswer[] = [];
-  const reader = answerReader(
-    (answer) => answers.push(kept(answer)),
-    () => undefined,
-  );
+  const reader = answerReader((answer) => answers.push(kept(answer)));
   for (const chunk of chunksOf(bytes, lengths)) reader.push(chunk);
   return answers;
 }

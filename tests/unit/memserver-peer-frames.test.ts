@@ -108,10 +108,7 @@ describe("answerReader()", () => {
   });
 
   test("takes no memory for what was only announced", () => {
-    const reader = answerReader(
-      () => undefined,
-      () => undefined,
-    );
+    const reader = answerReader(() => undefined);
     reader.push(encodeHello());
     reader.push(frame(0x84, 1, Buffer.alloc(8 + MAX_DESCRIPTOR_BYTES)).subarray(0, 5000));
     expect(reader.held).toBe(5000 - 9);
