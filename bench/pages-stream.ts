@@ -92,6 +92,8 @@ async function fromBuffer(
   const socket = await dial(shell.memserverPath, signal);
   socket.on("error", reject);
   const answers = new StreamWriter();
+  /** QEMU asks for a page twice now and then, and takes a second one for an error. */
+  const answered = new Set<string>();
   /** Nothing may be said after the end; then QEMU takes what is missing for zeros itself. */
   let over = false;
   const reader = new ReturnPathReader(
@@ -101,8 +103,10 @@ async function fromBuffer(
       if (message.kind === "pong") running.resolve();
       if (message.kind !== "request" || over) return;
       const { block: asked, start } = message;
+      const key = `${asked} ${start}`;
       // Of the others, all are on their way.
-      if (asked === block && !stream.isZero(start / PAGE_BYTES)) return;
+      if (answered.has(key) || (asked === block && !stream.isZero(start / PAGE_BYTES))) return;
+      answered.add(key);
       socket.write(answers.zero(asked, start, true).take());
     },
     { unlisted: true },
