@@ -271,7 +271,7 @@ describe("a bad holder", () => {
     await using script = new Script(SERVES_PAGES, [join(home.path, "keys"), "8192", "1500"]);
     const dying = { host: HOST, port: Number(await script.line()) };
     await using pool = new PeerPool({ keys });
-    await using remoteImage = remote(image, [pool.holder(dying, image.hash)], { giveUpMs: 300 });
+    await using remoteImage = remote(image, [pool.holder(dying, image.hash)], { giveUpMs: 3000 });
     const error = await rejection(remoteImage.prefetch());
     expect(error.code).toBe("PAGES_UNAVAILABLE");
     expect(error.message).toContain(`of image abc: ${HOST}:${dying.port}: `);
