@@ -7,8 +7,9 @@ import type { Shell } from "../vm/shell.ts";
 import type { ChildMemory, GivenMemory } from "./child-memory.ts";
 import type { Memserver } from "./memserver.ts";
 
-/** First wait in milliseconds between two tries to recover a child; it doubles. */
+/** First and longest wait in milliseconds between two tries to recover a child; it doubles. */
 const RETRY_MS = 25;
+const MOST_RETRY_MS = 400;
 
 const logger = getLogger(["flurry", "memserver"]);
 
@@ -172,7 +173,7 @@ class LazyChild implements GivenMemory {
     const late = AbortSignal.timeout(recoverMs);
     const signal = AbortSignal.any([late, this.#stop.signal]);
     let last: unknown = death;
-    for (let wait = RETRY_MS; !signal.aborted; wait *= 2) {
+    for (let wait = RETRY_MS; !signal.aborted; wait = Math.min(wait * 2, MOST_RETRY_MS)) {
       try {
         await this.#recoverOnce(signal);
         logger.info("Child {child} has a memserver again", { child: this.#id });
