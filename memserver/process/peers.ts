@@ -3,6 +3,7 @@ import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { codeOf, FlurryError } from "../../errors/errors.ts";
 import { encodeWorkingSet } from "../child/working-set.ts";
+import { BulkSlots } from "../image/bulk-slots.ts";
 import { RemoteImage } from "../image/remote-image.ts";
 import { SparseImage } from "../image/sparse-image.ts";
 import { installationKeys } from "../peer/keys.ts";
@@ -29,6 +30,8 @@ export interface PeersOptions {
 /** Other memservers: whose images come to this host, and those that get images from here. */
 export class Peers implements AsyncDisposable {
   readonly #options: PeersOptions;
+  /** What is on its way in bulk, of all images together. */
+  readonly #slots = new BulkSlots();
   readonly #servers: PageServer[] = [];
   readonly #stop = new AbortController();
   #pool: Promise<PeerPool> | undefined;
@@ -74,6 +77,7 @@ export class Peers implements AsyncDisposable {
       // Disposed of with the image.
       local: SparseImage.open(join(dir, "memory"), table.pages),
       holders: asked,
+      slots: this.#slots,
       onComplete: () => this.#options.emit({ event: "image-complete", image: hash }),
       onDegraded: (error) =>
         this.#options.emit({ event: "image-degraded", image: hash, reason: messageOf(error) }),
