@@ -12,7 +12,7 @@ import { Host } from "../../runtime/vm/host.ts";
 import { rejection } from "../support/agent-peer.ts";
 import { type MadeUpImage, makeImage } from "../support/memserver-images.ts";
 import { ScriptedQemu } from "../support/memserver-qemu.ts";
-import { descriptorsAfter } from "../support/memserver-traces.ts";
+import { descriptorsAfter, execPath } from "../support/memserver-traces.ts";
 import {
   NO_TRACES,
   openDescriptors,
@@ -64,17 +64,6 @@ function imageAt(name: string, zeros: number[] = []): MadeUpImage {
 
 function newMemserver(silenceMs?: number): Memserver {
   return new Memserver({ host, keys: join(directory.path, "keys"), silenceMs });
-}
-
-/** Has another program be run in place of this one's runtime. */
-function execPath(path: string): Disposable {
-  const own = process.execPath;
-  process.execPath = path;
-  return {
-    [Symbol.dispose]: () => {
-      process.execPath = own;
-    },
-  };
 }
 
 /** A shell script in place of a memserver. */

@@ -13,3 +13,14 @@ export async function descriptorsAfter(before: readonly string[]): Promise<strin
   }
   return openDescriptors();
 }
+
+/** Has another program be run in place of this one's runtime. */
+export function execPath(path: string): Disposable {
+  const own = process.execPath;
+  process.execPath = path;
+  return {
+    [Symbol.dispose]: () => {
+      process.execPath = own;
+    },
+  };
+}
