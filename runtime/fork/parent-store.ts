@@ -104,6 +104,8 @@ export class ParentStore {
     await writeFile(join(staging, "verified"), stampOf(join(staging, "memory")));
     chmodSync(staging, 0o755);
     await this.#publish(staging, hash);
+    // Another process may have brought the same parent here; whoever has these files open goes on with them.
+    await rm(staging, { recursive: true, force: true });
     await this.#pointKey(key, hash);
     await this.#prune();
     return await this.load(hash);
