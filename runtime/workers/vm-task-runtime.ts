@@ -31,6 +31,8 @@ const PREPARATIONS = 2;
 const REMEMBERED = 1000;
 /** Failed forks in a row after which a parent is taken for broken, although its files are not. */
 const FORK_FAILURES = 3;
+/** Parents of other hosts in a row whose memory did not come, after which a family has one made here. */
+const LOST_PARENTS = 2;
 
 export interface VmTaskRuntimeOptions {
   /** Data directory. @default flurryHome() */
@@ -67,6 +69,9 @@ export class VmTaskRuntime implements TaskRuntime {
   readonly #steps = new Map<string, { text: string }>();
   readonly #failures = new LruMap<Readiness["error"]>(REMEMBERED);
   readonly #forkFailures = new WeakMap<Parent, number>();
+  /** Parents of a family in a row that were given up because their memory did not come. */
+  readonly #lost = new LruMap<number>(REMEMBERED);
+  readonly #givenUp = new WeakSet<Parent>();
   /** Families whose next parent must not be the one on disk. */
   readonly #broken = new Set<string>();
   readonly #children = new Set<Child>();
@@ -162,8 +167,19 @@ export class VmTaskRuntime implements TaskRuntime {
 
   async #run(attempt: Attempt, io: AttemptIo, signal: AbortSignal): Promise<AttemptExit> {
     using hold = await this.#hold(attempt, signal);
+    try {
+      const exit = await this.#runIn(hold.parent, attempt, io, signal);
+      this.#lost.delete(attempt.family);
+      return exit;
+    } catch (error) {
+      if (lacksMemory(error)) this.#parentLost(attempt.family, hold.parent);
+      throw error;
+    }
+  }
+
+  async #runIn(parent: Parent, attempt: Attempt, io: AttemptIo, signal: AbortSignal): Promise<AttemptExit> {
     const beganAt = this.#clock.now();
-    await using child = await this.#fork(hold.parent, attempt, signal);
+    await using child = await this.#fork(parent, attempt, signal);
     using _measured = this.#measured(attempt.family, child);
     const { id, times } = child;
     const shellAt = beganAt + times.shellMs;
@@ -230,6 +246,15 @@ export class VmTaskRuntime implements TaskRuntime {
     if (parent.intact && failures < FORK_FAILURES) return;
     if (parent.intact) this.#broken.add(family);
     this.#parents.drop(family, parent);
+  }
+
+  /** Has no further child wait for memory that does not come: other hosts are asked anew, or a parent is made. */
+  #parentLost(family: string, parent: Parent): void {
+    this.#parents.drop(family, parent);
+    // Its other children may tell the same.
+    if (this.#givenUp.has(parent)) return;
+    this.#givenUp.add(parent);
+    this.#lost.set(family, (this.#lost.get(family) ?? 0) + 1);
   }
 
   /** Counts a child as running; learns from it what children of its family need when it ends. */
@@ -308,7 +333,7 @@ export class VmTaskRuntime implements TaskRuntime {
       fresh: this.#broken.has(family),
       memory: spec.memory,
       memserver: this.#memserver,
-      peers: this.#options.peers,
+      peers: (this.#lost.get(family) ?? 0) < LOST_PARENTS ? this.#options.peers : [],
       onProgress: (event) => onStep(stepText(event)),
       signal,
     });
@@ -328,6 +353,12 @@ export class VmTaskRuntime implements TaskRuntime {
     this.#admission.slots = slots;
     this.#parents.shells = slots;
   }
+}
+
+/** Whether it is for want of its memory that a child did not start, or was killed. */
+function lacksMemory(error: unknown): boolean {
+  if (codeOf(error) === "PAGES_UNAVAILABLE") return true;
+  return codeOf(error) === "CHILD_DIED" && error instanceof Error && lacksMemory(error.cause);
 }
 
 /** A host name may have 63 characters of a few kinds. */

@@ -21,10 +21,11 @@ describe.skipIf(!canLimitRate)("flurry serve --peer", () => {
   /** Has the parent. */
   let a: RemoteSite;
   let b: RemoteSite;
+  let c: RemoteSite;
 
   beforeAll(async () => {
-    network = await remoteSites(2);
-    [a, b] = network.sites as [RemoteSite, RemoteSite];
+    network = await remoteSites(3);
+    [a, b, c] = network.sites as [RemoteSite, RemoteSite, RemoteSite];
     // Lazily, so that it knows what a child needs first.
     const made = await a.flurry(["run", "--lazy", ...NOISY, "--", "uname", "-n"]);
     expect(made.status).toBe(0);
@@ -49,6 +50,45 @@ describe.skipIf(!canLimitRate)("flurry serve --peer", () => {
     expect(b.parents().map(({ hash }) => hash)).toEqual([parent!.hash]);
     expect((await a.traffic()).sent - before.sent).toBeLessThan(dataBytes(parent!) * 1.25);
     expect([await own.stop(), await other.stop()]).toEqual([0, 0]);
+    expect(b.leftovers()).toEqual([]);
+  });
+
+  test("makes a parent here when the other host is lost with the memory, and loses no task", async () => {
+    await using memserver = await a.memserver();
+    b.forgetParents();
+    await using own = await gateway(b, ["--peer", memserver.address]);
+    await Promise.all([b.host.link.rate(24), c.host.link.rate(24)]);
+    const before = (await b.traffic()).received;
+    const running = own.job([]);
+    const run = c.start([
+      "run",
+      ...NOISY,
+      "--peer",
+      memserver.address,
+      "--json",
+      "--",
+      "sh",
+      "-c",
+      CHECK_NOISE,
+    ]);
+    await run.until(/"event":"started"/);
+    await until(async () => (await b.traffic()).received > before + 4_000_000, "some of it has crossed");
+    await memserver.kill();
+    const alone = await run.ended;
+    expect(alone.status).toBe(4);
+    const failed = eventsOf(alone).find(({ event }) => event === "ended");
+    expect(failed).toMatchObject({ state: "failed", error: { code: "CHILD_DIED" } });
+    const died = `was killed: its memory cannot be had: Cannot get page`;
+    expect(JSON.stringify(failed?.error)).toContain(died);
+    expect(JSON.stringify(failed?.error)).toContain(memserver.address);
+    expect(c.leftovers()).toEqual([]);
+    expect(c.parents()).toEqual([]);
+
+    const result = await running;
+    expect(new Set(outputs(result)).size).toBe(1);
+    expect(b.parents()).toHaveLength(1);
+    expect(b.parents()[0]!.hash).not.toBe(a.parents()[0]!.hash);
+    expect(await own.stop()).toBe(0);
     expect(b.leftovers()).toEqual([]);
   });
 });
