@@ -61,7 +61,10 @@ export async function bootVm(options: BootOptions): Promise<BootedVm> {
   }
   const args = commandLine({ qemu: host.qemu, profile, ram, dir, boot: options.boot });
   const qemu = stack.use(
-    await QemuProcess.start({ host, dir, args, signal, onConsoleLine: options.onConsoleLine }),
+    await QemuProcess.start({
+      ...{ host, dir, args, signal, workerPort: profile.workerPort },
+      onConsoleLine: options.onConsoleLine,
+    }),
   );
   const readyMs = performance.now() - began;
   const agent = stack.use(AgentClient.over(qemu.agentSocket, { stderr: () => qemu.consoleTail() }));

@@ -11,6 +11,8 @@ export interface MachineProfile {
   cpus: number;
   /** Path of the read-only root disk. */
   disk: string;
+  /** Whether it has a second port, for the worker-host. @default false */
+  workerPort?: boolean | undefined;
 }
 
 /** Where a VM's RAM comes from. */
@@ -31,7 +33,7 @@ export interface CommandLineOptions {
   qemu: QemuBinary;
   profile: MachineProfile;
   ram: RamSource;
-  /** Directory with the sockets `q` (QMP) and `a` (agent), both listened on by the host. */
+  /** Directory with the sockets `q` (QMP), `a` (agent) and perhaps `w` (worker-host), listened on by the host. */
   dir: string;
   /** Boots this kernel; a child has none. */
   boot?: BootSource | undefined;
@@ -63,9 +65,13 @@ export function commandLine(options: CommandLineOptions): string[] {
     ...["-object", ramObject(qemu, profile, options.ram)],
     ...["-qmp", `unix:${escaped(dir)}/q`],
     ...["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"],
-    ...["-device", `virtio-serial-pci,id=serial,addr=0x2,max_ports=2,${DEVICE_OPTIONS}`],
+    ...[
+      "-device",
+      `virtio-serial-pci,id=serial,addr=0x2,max_ports=${profile.workerPort ? 3 : 2},${DEVICE_OPTIONS}`,
+    ],
     ...["-chardev", `socket,id=agent,path=${escaped(dir)}/a`],
     ...["-device", "virtserialport,id=agentport,bus=serial.0,nr=1,chardev=agent,name=flurry.agent"],
+    ...(profile.workerPort ? workerPortArgs(dir) : []),
     ...["-blockdev", diskNode(profile.disk)],
     ...["-device", `virtio-blk-pci,drive=root,addr=0x3,num-queues=1,${DEVICE_OPTIONS}`],
     ...bootArgs(options.boot, profile),
@@ -89,6 +95,13 @@ export function cpuModel(accel: Accelerator, qemu: QemuBinary): string {
 export function deviceHash(qemu: QemuBinary, profile: MachineProfile): string {
   const args = commandLine({ qemu, profile: { ...profile, disk: "" }, ram: { kind: "anonymous" }, dir: "" });
   return createHash("sha256").update(JSON.stringify(args)).digest("hex");
+}
+
+function workerPortArgs(dir: string): string[] {
+  return [
+    ...["-chardev", `socket,id=worker,path=${escaped(dir)}/w`],
+    ...["-device", "virtserialport,id=workerport,bus=serial.0,nr=2,chardev=worker,name=flurry.worker"],
+  ];
 }
 
 function machineArgs(qemu: QemuBinary, profile: MachineProfile): string[] {

@@ -24,6 +24,8 @@ export interface QemuStart {
   dir: string;
   /** QEMU's arguments, from `commandLine()`. */
   args: readonly string[];
+  /** Whether the machine has a port for the worker-host. @default false */
+  workerPort?: boolean | undefined;
   /** Receives each line that the guest writes to its serial console. */
   onConsoleLine?: ((line: string) => void) | undefined;
   /** @default 60000 */
@@ -41,16 +43,25 @@ export class QemuProcess implements AsyncDisposable {
   readonly qmp: QmpClient;
   /** The host's end of the agent's virtio-serial port; paused until somebody reads it. */
   readonly agentSocket: Socket;
+  /** Likewise of the worker-host's port, if the machine has one. */
+  readonly workerSocket: Socket | undefined;
   /** Resolves when the process is gone, whatever the reason. */
   readonly exited: Promise<ExitInfo>;
   readonly #process: ProcessHandle;
 
-  private constructor(handle: ProcessHandle, dir: string, qmp: QmpClient, agentSocket: Socket) {
+  private constructor(
+    handle: ProcessHandle,
+    dir: string,
+    qmp: QmpClient,
+    agentSocket: Socket,
+    workerSocket: Socket | undefined,
+  ) {
     this.#process = handle;
     this.pid = handle.pid;
     this.dir = dir;
     this.qmp = qmp;
     this.agentSocket = agentSocket;
+    this.workerSocket = workerSocket;
     this.exited = handle.exited;
   }
 
@@ -67,17 +78,18 @@ export class QemuProcess implements AsyncDisposable {
     stack.defer(() => rmSync(dir, { recursive: true, force: true }));
     const monitor = stack.use(await SocketListener.open(`${dir}/q`));
     const agent = stack.use(await SocketListener.open(`${dir}/a`));
+    const worker = options.workerPort ? stack.use(await SocketListener.open(`${dir}/w`)) : undefined;
     const handle = stack.use(new ProcessHandle(options));
     const limit = readyLimit(options, handle);
     try {
-      const [qmpSocket, agentSocket] = await Promise.race([
-        Promise.all([monitor.connection, agent.connection]),
+      const [qmpSocket, agentSocket, workerSocket] = await Promise.race([
+        Promise.all([monitor.connection, agent.connection, worker?.connection]),
         limit.failed,
       ]);
       const connecting = QmpClient.connect(qmpSocket, { stderr: () => handle.stderr() });
       const qmp = await Promise.race([connecting, limit.failed]);
       stack.use(qmp);
-      const vm = new QemuProcess(handle, dir, qmp, agentSocket);
+      const vm = new QemuProcess(handle, dir, qmp, agentSocket, workerSocket);
       vm.#resources = stack.move();
       return vm;
     } catch (error) {

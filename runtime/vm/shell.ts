@@ -41,7 +41,7 @@ export class Shell implements AsyncDisposable {
     const ram: RamSource = image === undefined ? { kind: "anonymous" } : { kind: "private", path: image };
     const incoming = image === undefined ? "deferred" : "listening";
     const args = commandLine({ qemu: host.qemu, profile, ram, dir, incoming });
-    const qemu = await QemuProcess.start({ host, dir, args, signal });
+    const qemu = await QemuProcess.start({ host, dir, args, signal, workerPort: profile.workerPort });
     try {
       const socket = image === undefined ? await listen(qemu, preempt, signal) : await dial(`${dir}/m`);
       return new Shell(qemu, preempt, socket, performance.now() - began);

@@ -40,6 +40,18 @@ describe("commandLine()", () => {
     ]);
   });
 
+  test("gives a machine a port for the worker-host only when it is to have one", () => {
+    const ports = (workerPort: boolean) =>
+      valuesOf(commandLine({ ...child, profile: { ...profile, workerPort } }), "-device").filter((device) =>
+        device.startsWith("virtserialport"),
+      );
+    expect(ports(false)).toHaveLength(1);
+    const [, worker] = ports(true);
+    expect(worker).toBe("virtserialport,id=workerport,bus=serial.0,nr=2,chardev=worker,name=flurry.worker");
+    const args = commandLine({ ...child, profile: { ...profile, workerPort: true } });
+    expect(valuesOf(args, "-chardev")).toContain("socket,id=worker,path=/run,,3/w");
+  });
+
   test("doubles the commas of paths, which end a value else", () => {
     const args = [...commandLine(parent), ...commandLine(child)];
     const objects = valuesOf(args, "-object");
@@ -85,6 +97,8 @@ describe("deviceHash()", () => {
     expect(deviceHash(NEW, { ...profile, cpus: 2 })).not.toBe(hash);
     expect(deviceHash(NEW, { ...profile, accel: "kvm" })).not.toBe(hash);
     expect(deviceHash(OLD, profile)).not.toBe(hash);
+    expect(deviceHash(NEW, { ...profile, workerPort: false })).toBe(hash);
+    expect(deviceHash(NEW, { ...profile, workerPort: true })).not.toBe(hash);
   });
 });
 
