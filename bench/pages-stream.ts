@@ -7,6 +7,7 @@ import { PageTable } from "../memserver/image/page-table.ts";
 import { PAGE_BYTES } from "../memserver/stream/format.ts";
 import { ReturnPathReader } from "../memserver/stream/return-path.ts";
 import { StreamWriter } from "../memserver/stream/writer.ts";
+import { orAborted } from "../memserver/waiting.ts";
 import { type Distribution, distributionOf } from "../runtime/stats.ts";
 import type { Host } from "../runtime/vm/host.ts";
 import { Shell } from "../runtime/vm/shell.ts";
@@ -64,7 +65,7 @@ async function fromMemserver(
     },
     { signal },
   );
-  await promise;
+  await orAborted(promise, signal);
   const ms = performance.now() - began;
   await pages.memserver.detach(child, false);
   return ms;
@@ -113,12 +114,12 @@ async function fromBuffer(
   );
   socket.on("data", (chunk: Uint8Array) => reader.push(chunk));
   for (const chunk of [stream.prologue, ...stream.chunks]) {
-    if (!socket.write(chunk)) await once(socket, "drain");
+    if (!socket.write(chunk)) await orAborted(once(socket, "drain"), signal);
   }
-  await Promise.race([running.promise, promise]);
+  await orAborted(Promise.race([running.promise, promise]), signal);
   over = true;
   socket.write(stream.end);
-  await promise;
+  await orAborted(promise, signal);
   const ms = performance.now() - began;
   socket.destroy();
   return ms;
