@@ -147,6 +147,10 @@ class LazyChild implements GivenMemory {
     this.#statusChanged = Promise.withResolvers();
     // Whatever the memserver says or does not say: the child stands still, or soon will.
     if (status === "postcopy-paused") this.#recover(undefined);
+    // It has no state to go on from. QEMU means to exit, and hangs when its main loop waits for a page.
+    if (status === "failed") {
+      this.#lose(new FlurryError("MEMSERVER_FAILED", "it lost its memserver before its CPUs ran"));
+    }
   }
 
   #told(event: ControlEvent): void {

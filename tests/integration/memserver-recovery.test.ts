@@ -248,6 +248,44 @@ test(
   TEST_MS,
 );
 
+test.each([
+  ["two connections", true],
+  ["one connection", false],
+])(
+  "a fork ends at once when the memserver is killed before the CPUs run, with %s",
+  async (_name, preempt) => {
+    // Nothing else is to end it.
+    const forever = { recoverMs: 3_600_000, timeoutMs: 3_600_000 };
+    await using memserver = await newMemserver();
+    const pids: (number | undefined)[] = [];
+    const ends: string[] = [];
+    for (let time = 0; time < 8; time++) {
+      pids.push(await memserver.pid());
+      // Requests come from here on, and are not answered.
+      memserver.onAttached = ({ recover }) => {
+        if (!recover) process.kill(pids.at(-1)!, "SIGKILL");
+      };
+      await using own = lazyParent(parent, host, memserver, image, {
+        preempt,
+        ...forever,
+        workingSet: false,
+      });
+      const forking = own.fork({ identity: { index: time, hostname: "early" }, ...forever });
+      const error = await forking.then(
+        (child) => child[Symbol.asyncDispose](),
+        (reason: unknown) => reason,
+      );
+      ends.push(error === undefined ? "forked" : `${codeOf(error)}`);
+      // As long as the next one needs it.
+      memserver.onAttached = undefined;
+      await memserver.open(image.hash, image.dir);
+    }
+    expect(ends.filter((end) => !["forked", "FORK_FAILED", "MEMSERVER_FAILED"].includes(end))).toEqual([]);
+    expect(ends.filter((end) => end !== "forked").length).toBeGreaterThan(0);
+  },
+  TEST_MS,
+);
+
 describe("a child that no memserver can take on", () => {
   const RECOVER_MS = 700;
   const options: LazyOptions = { backgroundAfterMs: NEVER_MS, recoverMs: RECOVER_MS };

@@ -67,6 +67,8 @@ export class WatchedMemserver extends Memserver {
   readonly events: (ControlEvent & { child: string })[] = [];
   /** Called when a child is about to be attached, or to be recovered. */
   onAttach: ((request: Parameters<Memserver["attach"]>[0]) => void) | undefined;
+  /** Called when one has been: all that it needs to run is on its way. */
+  onAttached: ((request: Parameters<Memserver["attach"]>[0]) => void) | undefined;
   #told = Promise.withResolvers<void>();
 
   override watch(...[name, onEvent, onDeath]: Parameters<Memserver["watch"]>): Disposable {
@@ -79,9 +81,11 @@ export class WatchedMemserver extends Memserver {
     return super.watch(name, hear, onDeath);
   }
 
-  override attach(...args: Parameters<Memserver["attach"]>): ReturnType<Memserver["attach"]> {
+  override async attach(...args: Parameters<Memserver["attach"]>): ReturnType<Memserver["attach"]> {
     this.onAttach?.(args[0]);
-    return super.attach(...args);
+    const answer = await super.attach(...args);
+    this.onAttached?.(args[0]);
+    return answer;
   }
 
   isComplete({ id }: Pick<Child, "id">): boolean {

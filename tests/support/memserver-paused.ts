@@ -26,14 +26,14 @@ export class PausedChild implements AsyncDisposable {
   /** How often its connection was broken. */
   breaks = 0;
   session: ChildSession;
-  readonly #qemu: QemuProcess;
+  readonly qemu: QemuProcess;
   readonly #spec: ChildSpec;
   readonly #source: FlatImage;
   readonly #dataPages: number;
   #sent = 0;
 
   private constructor(qemu: QemuProcess, spec: ChildSpec, source: FlatImage, session: ChildSession) {
-    this.#qemu = qemu;
+    this.qemu = qemu;
     this.#spec = spec;
     this.#source = source;
     this.session = session;
@@ -72,14 +72,14 @@ export class PausedChild implements AsyncDisposable {
   #resources: AsyncDisposableStack | undefined;
 
   get pid(): number {
-    return this.#qemu.pid;
+    return this.qemu.pid;
   }
 
   /** Breaks its connection when it has been sent this share of its memory, and goes on with another one. */
   async breakAt(share: number): Promise<void> {
-    const { qmp, dir } = this.#qemu;
-    // Only then can it be recovered.
-    while ((await qmp.execute("query-migrate")).status !== "postcopy-active") await delay(1);
+    const { qmp, dir } = this.qemu;
+    // Before it has all of its state it cannot be recovered.
+    while ((await qmp.execute("query-status")).status === "inmigrate") await delay(1);
     const sent = () => this.#sent + this.session.stats.requests + this.session.stats.pushed;
     while (sent() < share * this.#dataPages) await delay(0);
     using paused = qmp.expect("MIGRATION", {

@@ -295,6 +295,18 @@ describe("a child that is lost", () => {
     expect(loss.message).toBe(`no memserver could take it on within ${RECOVER_MS} ms: ${reason}`);
   });
 
+  test("is given up at once when QEMU cannot go on", async () => {
+    const scene = new Scene({ recoverMs: 3_600_000 });
+    const memory = await scene.given();
+    scene.tell({ event: "lost", child: "vm-1", reason: "closed" });
+    scene.status("failed");
+    expect(await memory.lost).toMatchObject({
+      code: "MEMSERVER_FAILED",
+      message: "it lost its memserver before its CPUs ran",
+    });
+    expect(scene.recovers).toEqual([]);
+  });
+
   test("is given up at once when its pages cannot be had", async () => {
     const scene = new Scene({ recoverMs: 3_600_000 });
     const memory = await scene.given();
