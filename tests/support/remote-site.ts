@@ -1,5 +1,5 @@
 import { execFile } from "node:child_process";
-import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { cpSync, existsSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { basename, dirname, join } from "node:path";
 import { promisify } from "node:util";
 import type { Image } from "../../guest-agent/image/mod.ts";
@@ -49,10 +49,8 @@ export class RemoteSite implements AsyncDisposable {
     this.host = host;
     this.#keys = keys;
     const images = join(this.home, "images");
-    const name = basename(image.dir);
-    cpSync(image.dir, join(images, name), { recursive: true, preserveTimestamps: true });
-    mkdirSync(join(images, "by-name"));
-    cpSync(join(dirname(image.dir), "by-name", image.name), join(images, "by-name", image.name));
+    for (const name of [basename(image.dir), "by-name", "by-key", "by-disk"])
+      cpSync(join(dirname(image.dir), name), join(images, name), { recursive: true });
     const verdict = join(flurryHome(), "accelerator.json");
     if (existsSync(verdict)) cpSync(verdict, join(this.home, "accelerator.json"));
   }
@@ -83,9 +81,10 @@ export class RemoteSite implements AsyncDisposable {
     return this.start(args, options).ended;
   }
 
-  /** `flurry memserver`, when it listens. */
-  async memserver(): Promise<RemoteMemserver> {
-    const run = this.start(["memserver", "--listen", `${this.host.address}:0`, "--json"]);
+  /** `flurry memserver`, when it listens. @param home - data directory */
+  async memserver(home = this.home): Promise<RemoteMemserver> {
+    const args = ["memserver", "--listen", `${this.host.address}:0`, "--json"];
+    const run = this.start(args, { env: { FLURRY_HOME: home } });
     const [, port] = await run.until(/"event":"ready".*"port":(\d+)/);
     return new RemoteMemserver(run, `${this.host.address}:${port}`);
   }
