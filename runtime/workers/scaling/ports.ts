@@ -1,0 +1,24 @@
+/** What the router needs to know of a child; `Child` of runtime/fork has this shape. */
+export interface ChildLike extends AsyncDisposable {
+  readonly id: string;
+  /** Settles when the child's VM is gone, whatever the reason. */
+  readonly exited: Promise<unknown>;
+}
+
+/** What the router has others do. */
+export interface ScalingPorts<C extends ChildLike> {
+  /**
+   * Forks one child that is ready to serve. An aborted fork rejects, and leaves nothing behind.
+   *
+   * @throws FlurryError FORK_FAILED, CHILD_UNPROVEN, ...: the fork is tried again
+   */
+  fork(signal: AbortSignal): Promise<C>;
+  /**
+   * Waits for room for one child on the host. The ticket is disposed when the child is gone.
+   *
+   * @throws FlurryError ADMISSION_REFUSED: there will be no room however long one waits
+   */
+  admit(signal: AbortSignal): Promise<Disposable>;
+  /** Says how many shells to keep ahead of need. Called when the number changes; must not throw. */
+  keepShells(count: number): void;
+}

@@ -1,0 +1,52 @@
+import type { Attempt } from "./attempt.ts";
+import type { ChildLike } from "./ports.ts";
+
+/** Why a child takes no more requests. */
+export const retireReasons = [
+  /** It has served the one request, or as many as a child may. */
+  "served",
+  /** Demand has not needed it. */
+  "idle",
+  "age",
+  /** The work on a request failed, so that nobody knows what state it is in. */
+  "error",
+  "died",
+  /** The router was disposed. */
+  "closed",
+] as const;
+export type RetireReason = (typeof retireReasons)[number];
+
+export interface Birth {
+  /** Session that it belongs to; "" when it is for all. */
+  key: string;
+  /** Monotonic times. */
+  forkedAt: number;
+  readyAt: number;
+}
+
+/** A child, and the requests that are in it. */
+export class ServingChild<C extends ChildLike> {
+  readonly child: C;
+  readonly ticket: Disposable;
+  readonly birth: Birth;
+  readonly attempts = new Set<Attempt<C>>();
+  /** Requests that it was ever given. */
+  given = 0;
+  /** Since when it has none. */
+  idleSince: number;
+  retired: RetireReason | undefined;
+  /** Whether it is being disposed. */
+  ending = false;
+
+  constructor(child: C, ticket: Disposable, birth: Birth) {
+    this.child = child;
+    this.ticket = ticket;
+    this.birth = birth;
+    this.idleSince = birth.readyAt;
+  }
+
+  /** Requests that are in it. */
+  get load(): number {
+    return this.attempts.size;
+  }
+}
