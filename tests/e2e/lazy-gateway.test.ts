@@ -1,6 +1,7 @@
 import { afterAll, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
+import { codeOf } from "../../errors/errors.ts";
 import type { WorkerSpecInput } from "../../runtime/api/mod.ts";
 import { processesOf } from "../../runtime/vm/owner.ts";
 import { CliSandbox } from "../support/cli.ts";
@@ -9,7 +10,7 @@ import { Campaign, type CampaignJob } from "../support/gateway-campaign.ts";
 import { checkCampaign } from "../support/gateway-campaign-checks.ts";
 import { cliGateway, GatewayLives } from "../support/gateway-lives.ts";
 import { inputOf, WORK_SCRIPT } from "../support/gateway-work.ts";
-import { until } from "../support/remote-site.ts";
+import { memserversOf, until } from "../support/remote-site.ts";
 import { leftoversOf } from "../support/store-leftovers.ts";
 import { SETUP_MS, stopProcess } from "../support/vm.ts";
 
@@ -55,19 +56,17 @@ function jobOf(key: string, tasks: number): CampaignJob {
 /** Process id of the memserver of a gateway. */
 async function memserverOf(gateway: number): Promise<number> {
   return await until(
-    () => processesOf(sandbox.run).find((pid) => isMemserver(pid, gateway)),
+    () => memserversOf(sandbox.run).find((pid) => parentOf(pid) === gateway),
     "it has a memserver",
   );
 }
 
-function isMemserver(pid: number, parent: number): boolean {
-  const read = (name: string) => readFileSync(`/proc/${pid}/${name}`, "latin1");
+/** Process id of a process's parent; undefined when it is gone. */
+function parentOf(pid: number): number | undefined {
   try {
-    return read("cmdline").includes("memserver/main.ts") && read("status").includes(`\nPPid:\t${parent}\n`);
+    return Number(/^PPid:\t(\d+)$/m.exec(readFileSync(`/proc/${pid}/status`, "latin1"))?.[1]);
   } catch (error) {
-    // Gone since it was listed.
-    if (error instanceof Error && "code" in error && (error.code === "ENOENT" || error.code === "ESRCH"))
-      return false;
+    if (codeOf(error) === "ENOENT" || codeOf(error) === "ESRCH") return undefined;
     throw error;
   }
 }

@@ -7,6 +7,7 @@ import { type CliEvent, type CliOptions, type CliResult, eventsOf } from "../sup
 import { canLimitRate, canMakeHosts } from "../support/network-hosts.ts";
 import {
   CHECK_NOISE,
+  commandLineOf,
   dataBytes,
   NOISY,
   type RemoteSite,
@@ -175,7 +176,7 @@ function expectSums(result: CliResult, count: number): void {
 
 /** The files of parents that VMs of a host have for their memory. */
 function mapped(site: RemoteSite): string[] {
-  const argv = processesOf(site.sandbox.run).map((pid) => readFileSync(`/proc/${pid}/cmdline`, "latin1"));
-  const files = argv.flatMap((text) => /mem-path=([^,\0]*\/memory)/.exec(text)?.[1] ?? []);
+  const words = processesOf(site.sandbox.run).flatMap(commandLineOf);
+  const files = words.flatMap((word) => /mem-path=([^,]*\/memory)(?:,|$)/.exec(word)?.[1] ?? []);
   return [...new Set(files)];
 }

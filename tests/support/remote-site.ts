@@ -2,10 +2,12 @@ import { execFile } from "node:child_process";
 import { cpSync, existsSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { basename, dirname, join } from "node:path";
 import { promisify } from "node:util";
+import { codeOf } from "../../errors/errors.ts";
 import type { Image } from "../../guest-agent/image/mod.ts";
 import { PageTable } from "../../memserver/image/page-table.ts";
 import { PAGE_BYTES } from "../../memserver/stream/format.ts";
 import { flurryHome } from "../../runtime/home.ts";
+import { processesOf } from "../../runtime/vm/owner.ts";
 import { type CliOptions, type CliResult, type CliRun, CliSandbox, root } from "./cli.ts";
 import { type NetworkHost, networkHosts } from "./network-hosts.ts";
 import { baseImage, temporaryDirectory } from "./vm.ts";
@@ -188,4 +190,21 @@ export async function until<T>(
     await new Promise((resolve) => setTimeout(resolve, 10));
   }
   throw new Error(`Not in ${ms} ms: ${what}`);
+}
+
+/** Command line of a process; empty when it is gone. */
+export function commandLineOf(pid: number): string[] {
+  try {
+    return readFileSync(`/proc/${pid}/cmdline`, "latin1").split("\0");
+  } catch (error) {
+    if (codeOf(error) === "ENOENT" || codeOf(error) === "ESRCH") return [];
+    throw error;
+  }
+}
+
+/** Process ids of the memservers among the processes of a run directory (`$FLURRY_RUN`). */
+export function memserversOf(run: string): number[] {
+  return processesOf(run).filter((pid) =>
+    commandLineOf(pid).some((word) => word.endsWith("memserver/main.ts")),
+  );
 }
