@@ -1,0 +1,37 @@
+import { shimResponse } from "./answers.ts";
+import { captureOutput } from "./capture.ts";
+import { DevicePort } from "./device-port.ts";
+import { captureFailures } from "./failures.ts";
+import { WorkerHost } from "./host.ts";
+import { Records } from "./records.ts";
+import { renew } from "./renew.ts";
+import { SocketPort } from "./socket-port.ts";
+
+/**
+ * The program that runs a worker inside a guest:
+ *
+ *     bun worker-host.js <port> [<bundle>]
+ *
+ * `<port>` is the virtio-serial port's device, or `unix:<path>` for a socket to listen on; `<bundle>` is
+ * what a LOAD without `entry` loads. It says `listening` on stdout once, then nothing: what the worker
+ * writes goes to the host.
+ */
+async function main(): Promise<void> {
+  const [name, entry] = process.argv.slice(2);
+  if (name === undefined) throw new Error("Usage: worker-host <port> [<bundle>]");
+  const exit = process.exit;
+  const records = new Records();
+  const port = name.startsWith("unix:")
+    ? await SocketPort.listen(name.slice("unix:".length))
+    : await DevicePort.open(name);
+  const host = new WorkerHost(port, { records, entry, renew, exit });
+  process.stdout.write("listening\n");
+  captureOutput(records);
+  captureFailures(records, (reason) => host.onExit(reason));
+  shimResponse();
+}
+
+main().catch((error) => {
+  process.stderr.write(`flurry worker-host: ${String(error)}\n`);
+  process.exitCode = 1;
+});

@@ -1,0 +1,53 @@
+import { workerLimits } from "../protocol/worker/constants.ts";
+import { describeFailure } from "./failures.ts";
+import type { Operation } from "./operation.ts";
+import { cut } from "./records.ts";
+import type { Runner } from "./runner.ts";
+
+/** Runs one task: JSON in, JSON out. Never rejects. */
+export async function runTask(runner: Runner, operation: Operation, requestId: string): Promise<void> {
+  const { context, waits } = runner.begin(operation, requestId);
+  try {
+    const input: unknown = await new Response(operation.input).json();
+    const value = await runner.handlers.task?.(input, context);
+    await operation.write(jsonOf(value));
+    operation.end();
+  } catch (error) {
+    failWith(operation, error);
+  }
+  operation.done(await waits.settle());
+}
+
+/** Tells the worker of one event of a schedule. Never rejects. */
+export async function runScheduled(
+  runner: Runner,
+  operation: Operation,
+  event: { requestId: string; cron: string; time: number },
+): Promise<void> {
+  const { context, waits } = runner.begin(operation, event.requestId);
+  try {
+    const scheduled = { cron: event.cron, scheduledTime: event.time };
+    await runner.handlers.scheduled?.(scheduled, runner.env, context);
+    operation.end();
+  } catch (error) {
+    failWith(operation, error);
+  }
+  operation.done(await waits.settle());
+}
+
+function failWith(operation: Operation, error: unknown): void {
+  if (operation.signal.aborted) return;
+  const { message, stack } = describeFailure(error);
+  const shortStack = stack === undefined ? undefined : cut(stack, workerLimits.STACK_MAX);
+  operation.fail("WORKER_FAILED", cut(message, workerLimits.MESSAGE_MAX), shortStack);
+}
+
+function jsonOf(value: unknown): Uint8Array {
+  const text = JSON.stringify(value ?? null);
+  if (text === undefined) throw new TypeError(`A task's value must be JSON, it is of type ${typeof value}`);
+  const bytes = new TextEncoder().encode(text);
+  if (bytes.length <= workerLimits.TASK_MAX) return bytes;
+  throw new RangeError(
+    `The task's value takes ${bytes.length} bytes as JSON, at most ${workerLimits.TASK_MAX} are allowed`,
+  );
+}
