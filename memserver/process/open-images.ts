@@ -1,5 +1,5 @@
 import { existsSync } from "node:fs";
-import { readFile, rename, writeFile } from "node:fs/promises";
+import { readFile, rename, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { codeOf, FlurryError } from "../../errors/errors.ts";
 import { decodeWorkingSet, encodeWorkingSet } from "../child/working-set.ts";
@@ -134,6 +134,12 @@ export async function readWorkingSet(dir: string, pages: number): Promise<Uint32
 export async function keepWorkingSet(image: OpenImage, pages: Uint32Array): Promise<void> {
   image.workingSet = pages;
   const path = join(image.dir, "working-set");
-  await writeFile(`${path}.${process.pid}`, encodeWorkingSet(pages));
-  await rename(`${path}.${process.pid}`, path);
+  const temporary = `${path}.${process.pid}`;
+  try {
+    await writeFile(temporary, encodeWorkingSet(pages));
+    await rename(temporary, path);
+  } catch (error) {
+    await rm(temporary, { force: true });
+    throw error;
+  }
 }

@@ -136,7 +136,8 @@ export class Peers implements AsyncDisposable {
         reasons.push(messageOf(error));
       }
     }
-    throw new FlurryError("PAGES_UNAVAILABLE", `Nobody can give image "${hash}": ${reasons.join("; ")}`);
+    const why = reasons.length === 0 ? "it is not all here, and no other host is named" : reasons.join("; ");
+    throw new FlurryError("PAGES_UNAVAILABLE", `Nobody can give image "${hash}": ${why}`);
   }
 
   /** Brings all of an image here, however long that takes. */

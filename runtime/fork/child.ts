@@ -1,4 +1,5 @@
 import { readFileSync } from "node:fs";
+import type { Socket } from "node:net";
 import { codeOf, FlurryError } from "../../errors/errors.ts";
 import { AgentClient } from "../../guest-agent/protocol/mod.ts";
 import { abortError, type QemuProcess } from "../vm/qemu-process.ts";
@@ -99,7 +100,11 @@ export class Child implements AsyncDisposable {
       });
       ran.catch(() => undefined);
       memory = await options.memory.give(shell, options.id, signal);
-      const loss = memory.lost.then((reason) => Promise.reject(reason));
+      const loss = memory.lost.then((reason) => {
+        throw new FlurryError(reason.code, `Child ${options.id} did not start: ${reason.message}`, {
+          cause: reason,
+        });
+      });
       // Together: whichever fails first ends it.
       const [read] = await Promise.race([Promise.all([proof, ran]), loss]);
       checkProof(identity, read);
@@ -128,6 +133,11 @@ export class Child implements AsyncDisposable {
   /** Process id of the child's QEMU. */
   get pid(): number {
     return this.#options.taken.shell.qemu.pid;
+  }
+
+  /** The host's end of the worker-host's port, if the machine has one; paused until somebody reads it. */
+  get workerSocket(): Socket | undefined {
+    return this.#options.taken.shell.qemu.workerSocket;
   }
 
   /** RAM of the guest in bytes. */

@@ -189,7 +189,8 @@ class LazyChild implements GivenMemory {
       await delay(wait, undefined, { signal }).catch(() => undefined);
     }
     if (this.#stop.signal.aborted || this.#complete) return;
-    const reason = last instanceof Error ? last.message : "it did not stand still";
+    const reason =
+      last instanceof Error ? last.message : "its QEMU did not say that it had stopped, or did not answer";
     this.#lose(
       new FlurryError("MEMSERVER_FAILED", `no memserver could take it on within ${recoverMs} ms: ${reason}`, {
         cause: last,

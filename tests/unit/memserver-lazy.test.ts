@@ -276,7 +276,7 @@ describe("a child that is lost", () => {
 
   test.each([
     ["cannot be attached", "Killed"],
-    ["is never answered", "it did not stand still"],
+    ["is never answered", "its QEMU did not say that it had stopped, or did not answer"],
     ["never stands still", "The memserver (pid 7) was killed by SIGKILL"],
   ])("is given up in time when it %s", async (how, reason) => {
     const scene = new Scene();
