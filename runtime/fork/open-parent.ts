@@ -47,6 +47,14 @@ export interface ParentFile {
 
 export type MemoryMode = "mapped" | "lazy";
 
+/** What is done in the parent after its warm-up, from the host. */
+export interface Preparation {
+  /** What it depends on: part of the parent's key. */
+  key: readonly string[];
+  /** Nothing may be under way with the VM any more when it ends. */
+  prepare: (vm: BootedVm, signal: AbortSignal | undefined) => Promise<void>;
+}
+
 export interface OpenParentOptions {
   host: Host;
   image: GuestImage;
@@ -58,6 +66,9 @@ export interface OpenParentOptions {
   warmUp?: WarmUp | undefined;
   /** Longest time of the warm-up in milliseconds. @default no limit */
   warmUpTimeoutMs?: number | undefined;
+  /** Whether the VM has a port for the worker-host. @default false */
+  workerPort?: boolean | undefined;
+  preparation?: Preparation | undefined;
   /** Boots even if a frozen parent is on disk. @default false */
   fresh?: boolean | undefined;
   /** Shells kept waiting. @default 0 */
@@ -85,6 +96,7 @@ export type ParentProgress =
   | { step: "console"; line: string }
   | { step: "files"; count: number }
   | { step: "warm-up"; argv: readonly string[] }
+  | { step: "prepare" }
   | { step: "freeze" }
   | { step: "keep" }
   | { step: "damaged"; reason: string }
@@ -132,11 +144,17 @@ export async function openParent(
     memMiB: options.memMiB ?? 512,
     cpus: options.cpus ?? 1,
     disk: image.disk,
+    ...(options.workerPort && { workerPort: true }),
   };
   const store = new ParentStore(host);
   // With the whole fingerprint, so that a parent is only found where it can be used.
   const fingerprint = fingerprintOf(host, profile, image.hash);
-  const key = parentKey({ ...fingerprint, warmUp: options.warmUp ?? null, ...filesKey(options.files) });
+  const key = parentKey({
+    ...fingerprint,
+    warmUp: options.warmUp ?? null,
+    ...filesKey(options.files),
+    ...preparationKey(options),
+  });
   const found = options.fresh ? undefined : await findStored(store, key, options);
   if (!found && !options.fresh) {
     const remote = await findRemote({ ...options, profile, store, key });
@@ -228,6 +246,10 @@ async function makeParent(options: MakeOptions) {
   });
   await putFiles(vm, options);
   const warmUpMs = await warmUp(vm, options);
+  if (options.preparation) {
+    onProgress?.({ step: "prepare" });
+    await options.preparation.prepare(vm, signal);
+  }
   onProgress?.({ step: "freeze" });
   const frozen = await freeze(vm, image.hash, signal);
   onProgress?.({ step: "keep" });
@@ -251,6 +273,11 @@ function filesKey(files: readonly ParentFile[] = []): { files?: unknown } {
     createHash("sha256").update(data).digest("hex"),
   ]);
   return { files: named };
+}
+
+/** One without has the key that it always had. */
+function preparationKey({ preparation }: OpenParentOptions): { preparation?: readonly string[] } {
+  return preparation ? { preparation: preparation.key } : {};
 }
 
 async function putFiles(vm: BootedVm, { files = [], onProgress, signal }: MakeOptions): Promise<void> {

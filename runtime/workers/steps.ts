@@ -13,6 +13,8 @@ export function stepText(event: ParentProgress): string | undefined {
       return "putting files in";
     case "warm-up":
       return "warming up";
+    case "prepare":
+      return "loading the worker";
     case "freeze":
       return "freezing";
     case "keep":
