@@ -1,5 +1,7 @@
 import { hostname } from "node:os";
 import { join } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
+import { getLogger } from "@logtape/logtape";
 import { codeOf, describeError, FlurryError } from "../../errors/errors.ts";
 import { resolveImage } from "../../guest-agent/image/mod.ts";
 import type { GuestFile, WorkerSpec } from "../api/mod.ts";
@@ -25,12 +27,16 @@ import { type Hold, OpenParents } from "./open-parents.ts";
 import { SingleFlight } from "./single-flight.ts";
 import { stepText } from "./steps.ts";
 
+const logger = getLogger(["flurry", "workers"]);
+
 /** Parents that are made at the same time: each boots a VM. */
 const PREPARATIONS = 2;
 /** Families that are remembered beside the open ones: what their children need, and why they failed. */
 const REMEMBERED = 1000;
 /** Failed forks in a row after which a parent is taken for broken, although its files are not. */
 const FORK_FAILURES = 3;
+/** Milliseconds until a memserver is told again that it is to serve other hosts. */
+const LISTEN_WAIT_MS = 1000;
 /** Parents of other hosts in a row whose memory did not come, after which a family has one made here. */
 const LOST_PARENTS = 2;
 
@@ -152,7 +158,31 @@ export class VmTaskRuntime implements TaskRuntime {
    * @throws FlurryError MEMSERVER_FAILED
    */
   async servePages(hostname: string, port: number): Promise<number> {
-    return await this.#memserver.listen(hostname, port, join(this.host.home, "parents"));
+    const dir = join(this.host.home, "parents");
+    const bound = await this.#memserver.listen(hostname, port, dir);
+    let ended = false;
+    const goOn = async () => {
+      for (let waitMs = 0; ended && !this.#stop.signal.aborted; waitMs = LISTEN_WAIT_MS) {
+        await delay(waitMs, undefined, { signal: this.#stop.signal }).catch(() => undefined);
+        ended = false;
+        await this.#memserver.listen(hostname, bound, dir).catch((error) => {
+          ended = true;
+          if (this.#stop.signal.aborted) return;
+          logger.warn("Other hosts cannot be given frozen parents: {error}", { error });
+        });
+      }
+    };
+    // Others may be in the midst of what they have from here, and know where it is.
+    let going = Promise.resolve();
+    const onDeath = () => {
+      ended = true;
+      const next = going.then(goOn);
+      going = next;
+      this.#running.add(next);
+      void next.finally(() => this.#running.delete(next));
+    };
+    this.#memserver.watch("pages for other hosts", () => undefined, onDeath);
+    return bound;
   }
 
   /** Ends what runs, and every VM and file of this runtime. */
@@ -334,7 +364,10 @@ export class VmTaskRuntime implements TaskRuntime {
       memory: spec.memory,
       memserver: this.#memserver,
       peers: (this.#lost.get(family) ?? 0) < LOST_PARENTS ? this.#options.peers : [],
-      onProgress: (event) => onStep(stepText(event)),
+      onProgress: (event) => {
+        onStep(stepText(event));
+        if (event.step === "peers-failed") logger.warn("Cannot use another host's parent: {reason}", event);
+      },
       signal,
     });
     this.#broken.delete(family);

@@ -4,6 +4,7 @@ import { canLimitRate } from "../support/network-hosts.ts";
 import {
   CHECK_NOISE,
   dataBytes,
+  memserversOf,
   NOISY,
   type RemoteSite,
   type RemoteSites,
@@ -37,12 +38,16 @@ describe.skipIf(!canLimitRate)("flurry serve --peer", () => {
     expect(left).toEqual([]);
   }, SETUP_MS);
 
-  test("has workers of one parent share what comes, whichever way their children have their memory", async () => {
+  test("has workers of one parent share what comes, also from a memserver that is killed meanwhile", async () => {
     await using other = await gateway(a, ["--memserver", `${a.host.address}:0`]);
     await using own = await gateway(b, ["--peer", other.pages!]);
     await b.host.link.rate(128);
     const before = await a.traffic();
-    const [mapped, lazy] = await Promise.all([own.job([]), own.job(["--lazy"])]);
+    // Their children have their memory in different ways.
+    const jobs = Promise.all([own.job([]), own.job(["--lazy"])]);
+    await until(async () => (await a.traffic()).sent > before.sent + 4_000_000, "some of it has crossed");
+    process.kill(memserversOf(a.sandbox.run)[0]!, "SIGKILL");
+    const [mapped, lazy] = await jobs;
     await b.host.link.rate(undefined);
     await until(() => b.unfinished().length === 0, "the parent has arrived");
     const [parent] = a.parents();
