@@ -19,6 +19,7 @@ export interface HostOptions {
 /** A child that is only simulated. */
 export class SimulatedChild implements ChildLike {
   readonly id: string;
+  readonly readyAt: number;
   readonly exited: Promise<void>;
   disposals = 0;
   /** Whether its VM is gone. */
@@ -26,8 +27,9 @@ export class SimulatedChild implements ChildLike {
   readonly #exit = Promise.withResolvers<void>();
   readonly #end: () => Promise<void>;
 
-  constructor(id: string, end: () => Promise<void>) {
+  constructor(id: string, readyAt: number, end: () => Promise<void>) {
     this.id = id;
+    this.readyAt = readyAt;
     this.exited = this.#exit.promise;
     this.#end = end;
   }
@@ -105,7 +107,7 @@ export class SimulatedHost implements ScalingPorts<SimulatedChild> {
     await this.#time.sleep(isWarm ? forkMs : shellMs + forkMs, signal);
     const error = failure?.(n);
     if (error) throw error;
-    const child = new SimulatedChild(`vm-${n}`, () => this.#time.sleep(endMs));
+    const child = new SimulatedChild(`vm-${n}`, this.#time.monotonic(), () => this.#time.sleep(endMs));
     this.children.push(child);
     return child;
   }

@@ -18,14 +18,14 @@ export class AskedRequest {
   readonly session: string | undefined;
   /** Children that it was given to. */
   readonly given: SimulatedChild[] = [];
-  /** How often something of it was sent. */
-  sent = 0;
+  /** Children that something of it was sent to. */
+  readonly sentTo = new Set<SimulatedChild>();
   /** How often it was settled, and with what: "answered", or the code of the error. */
   readonly outcomes: string[] = [];
   error: unknown;
   scope: RequestScope | undefined;
-  /** Whether the work on it goes on. */
-  working = false;
+  /** Children with which the work on it goes on: also the first one, if it did not heed its end. */
+  readonly workingIn = new Set<SimulatedChild>();
   readonly #abort = new AbortController();
   readonly #options: AskOptions;
   #end = Promise.withResolvers<void>();
@@ -49,6 +49,10 @@ export class AskedRequest {
     return this.given.at(-1);
   }
 
+  get working(): boolean {
+    return this.child !== undefined && this.workingIn.has(this.child);
+  }
+
   get outcome(): string | undefined {
     return this.outcomes[0];
   }
@@ -68,22 +72,23 @@ export class AskedRequest {
 
   async #work(child: SimulatedChild, scope: RequestScope): Promise<void> {
     const { starts = true, heeds = true } = this.#options;
+    if (child.disposals > 0) this.outcomes.push("was given a child that is gone");
     this.given.push(child);
     this.scope = scope;
     this.#end = Promise.withResolvers();
     if (heeds) scope.signal.addEventListener("abort", () => this.#end.reject(scope.signal.reason));
-    this.working = true;
+    this.workingIn.add(child);
     try {
       if (starts) this.start();
       await this.#end.promise;
     } finally {
-      this.working = false;
+      this.workingIn.delete(child);
     }
   }
 
   start(): void {
     this.scope?.started();
-    this.sent += 1;
+    this.sentTo.add(this.child!);
   }
 }
 

@@ -14,7 +14,7 @@ export class SimulatedTime implements Clock {
   /** The latest first; of those at the same time, the one that was set last. */
   readonly #timers: Timer[] = [];
   #now = 0;
-  /** Called after each moment in which a timer fired. */
+  /** Called after each moment in which something may have happened. */
   onMoment: () => void = () => undefined;
 
   now(): number {
@@ -58,6 +58,7 @@ export class SimulatedTime implements Clock {
   async advance(ms: number): Promise<void> {
     const until = this.#now + ms;
     await turn();
+    this.onMoment();
     for (let next = this.#timers.at(-1); next && next.at <= until; next = this.#timers.at(-1)) {
       this.#now = next.at;
       this.#timers.pop();

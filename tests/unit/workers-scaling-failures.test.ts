@@ -1,7 +1,9 @@
 import { describe, expect, test } from "bun:test";
 import { FlurryError } from "../../errors/errors.ts";
+import { Attempt } from "../../runtime/workers/scaling/attempt.ts";
 import type { RequestRouterOptions } from "../../runtime/workers/scaling/request-router.ts";
-import { forkFailed, type SimulatedChild } from "../support/workers-scaling-host.ts";
+import { ServingChild } from "../../runtime/workers/scaling/serving-child.ts";
+import { forkFailed, SimulatedChild } from "../support/workers-scaling-host.ts";
 import { close, openRouter } from "../support/workers-scaling-requests.ts";
 
 const shared = { mode: "shared", concurrency: 2 } as const;
@@ -84,6 +86,70 @@ describe("RequestRouter, when requests wait", () => {
     expect(host.forkedAt).toHaveLength(1);
     expect(host.tickets).toBe(0);
   });
+});
+
+describe("RequestRouter, when a caller leaves in just the wrong moment", () => {
+  test("gives up a place that was given in that moment", async () => {
+    for (let turns = 0; turns < 20; turns++) {
+      const options = { mode: "shared", concurrency: 1 } as const;
+      const { ask, forked, time, router } = openRouter(options, { maxChildren: 1 });
+      const first = ask();
+      await forked();
+      const second = ask();
+      first.answer();
+      for (let n = 0; n < turns; n++) await Promise.resolve();
+      second.abort();
+      await time.advance(0);
+      expect(second.outcomes).toEqual(["ABORTED"]);
+      expect(router.stats()).toMatchObject({ inFlight: 0, queued: 0, children: { idle: 1 } });
+    }
+  });
+
+  test("has whoever comes then begin anew, and not count on what is being called off", async () => {
+    const { host, ask, forked, time } = openRouter({ mode: "request" }, { attempts: 1, places: 1 });
+    const holder = ask();
+    await forked();
+    const impatient = ask();
+    await time.advance(0);
+    impatient.abort();
+    const next = ask();
+    await time.advance(0);
+    holder.answer();
+    await time.advance(100);
+    expect(next.child?.id).toBe("vm-1");
+    expect(host.forkedAt).toHaveLength(2);
+  });
+
+  test("forks nothing with a ticket that comes too late, and gives it back", async () => {
+    const bench = openRouter({ mode: "request" });
+    const late = Promise.withResolvers<Disposable>();
+    const ports = {
+      fork: bench.host.fork.bind(bench.host),
+      admit: () => late.promise,
+      keepShells: () => undefined,
+    };
+    const { ask, router, time } = openRouter({ mode: "request" }, { ports });
+    const request = ask();
+    await time.advance(0);
+    request.abort();
+    let returned = 0;
+    late.resolve({ [Symbol.dispose]: () => void returned++ });
+    await time.advance(0);
+    expect([returned, bench.host.forkedAt.length, router.stats().forks]).toEqual([1, 0, 0]);
+    expect(router.stats().failedForks).toBe(0);
+  });
+});
+
+test("Attempt does no work when it was cut before", async () => {
+  const ticket = { [Symbol.dispose]: () => undefined };
+  const child = new SimulatedChild("vm-0", 0, async () => undefined);
+  const on = new ServingChild<SimulatedChild>(child, ticket, { key: "", forkedAt: 0, readyAt: 0 });
+  const attempt = new Attempt(on, 0);
+  attempt.cut(new FlurryError("CHILD_DIED", "gone"));
+  const ends: unknown[] = [];
+  const work = () => Promise.reject(new Error("It was begun"));
+  await expect(attempt.run(work, (failure) => ends.push(failure?.error))).rejects.toThrow("gone");
+  expect(ends).toMatchObject([{ code: "CHILD_DIED" }]);
 });
 
 describe("RequestRouter, when forks fail", () => {

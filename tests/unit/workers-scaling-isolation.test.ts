@@ -183,6 +183,21 @@ describe("RequestRouter in shared mode", () => {
     expect(router.stats()).toMatchObject({ forks: 4, retired: { idle: 3 } });
   });
 
+  test("has them fall idle also where the least loaded of them would never be", async () => {
+    const { time, asks, ask, router, forked } = openRouter({ mode: "shared", concurrency: 4, idleMs: 1000 });
+    const burst = asks(16);
+    await forked();
+    for (const request of burst) request.answer();
+    const running = [ask(), ask(), ask(), ask()];
+    for (let ms = 0; ms < 5000; ms += 100) {
+      await time.advance(100);
+      running.push(ask());
+      if (running.length > 4) running.shift()!.answer();
+    }
+    // Each of four children would have at least one all the time.
+    expect(router.stats()).toMatchObject({ forks: 5, retired: { idle: 3 }, children: { idle: 0, busy: 2 } });
+  });
+
   test("replaces a child that has served maxRequests, is too old, or failed; others finish in it", async () => {
     const { host, ask, asks, forked, time, router } = openRouter({
       ...{ mode: "shared", concurrency: 2, maxRequests: 3, maxAgeMs: 5000 },
@@ -232,6 +247,11 @@ describe("RequestRouter in shared mode", () => {
     request.answer();
     await time.advance(0);
     expect(next.child).toBe(request.child!);
+    // Work that ends because its caller has left says nothing about the child.
+    next.abort();
+    const last = ask();
+    await time.advance(0);
+    expect([next.outcome, last.child]).toEqual(["ABORTED", request.child]);
     expect(router.stats().retired.error).toBe(0);
   });
 });

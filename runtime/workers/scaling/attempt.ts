@@ -1,6 +1,6 @@
 import type { FlurryError } from "../../../errors/errors.ts";
 import type { ChildLike } from "./ports.ts";
-import type { ServingChild } from "./serving-child.ts";
+import type { Occupant, ServingChild } from "./serving-child.ts";
 
 /** What the work on a request has beside its child. */
 export interface RequestScope {
@@ -19,7 +19,7 @@ export interface RequestScope {
 export type RequestWork<C extends ChildLike, T> = (child: C, scope: RequestScope) => Promise<T>;
 
 /** One request in one child. It has its place there until the work on it has ended. */
-export class Attempt<C extends ChildLike> {
+export class Attempt<C extends ChildLike> implements Occupant {
   readonly on: ServingChild<C>;
   readonly beganAt: number;
   readonly #abort = new AbortController();
@@ -35,12 +35,6 @@ export class Attempt<C extends ChildLike> {
     return this.#started;
   }
 
-  /** Whether nobody waits for its outcome any more. */
-  get isCut(): boolean {
-    return this.#abort.signal.aborted;
-  }
-
-  /** Gives its caller the error at once, and has the work end. */
   cut(error: FlurryError): void {
     this.#abort.abort(error);
   }

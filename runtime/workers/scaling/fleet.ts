@@ -88,7 +88,7 @@ export class Fleet<C extends ChildLike> implements AsyncDisposable {
   /** Puts a request into a child. It leaves with `release`. */
   give(child: ServingChild<C>): Attempt<C> {
     const attempt = new Attempt(child, this.#options.clock.monotonic());
-    child.attempts.add(attempt);
+    child.occupants.add(attempt);
     child.given += 1;
     if (child.given >= this.#options.rules.maxRequests) this.retire(child, "served");
     return attempt;
@@ -97,7 +97,7 @@ export class Fleet<C extends ChildLike> implements AsyncDisposable {
   /** Takes a request out of its child. */
   release(attempt: Attempt<C>): void {
     const { on: child } = attempt;
-    child.attempts.delete(attempt);
+    child.occupants.delete(attempt);
     child.idleSince = this.#options.clock.monotonic();
     if (child.retired && child.load === 0) this.#end(child);
     this.#options.onChange();
@@ -119,7 +119,7 @@ export class Fleet<C extends ChildLike> implements AsyncDisposable {
     if (child.ending) return;
     this.retire(child, reason);
     // Before it ends, so that they get this error and not whatever its end does to them.
-    for (const attempt of [...child.attempts]) attempt.cut(error);
+    for (const occupant of [...child.occupants]) occupant.cut(error);
     this.#end(child);
   }
 

@@ -44,13 +44,13 @@ export class Scaler<C extends ChildLike> implements Disposable {
     const { fleet, rules } = this.#options;
     if (rules.mode === "session") {
       const child = fleet.ofSession(key);
-      return child && this.#hasPlace(child, now) ? child : undefined;
+      return child && this.#hasPlace(child) ? child : undefined;
     }
     const newestFirst = [...fleet.open].reverse();
     // Those beyond what demand needs get requests only when the others are full, so that they fall idle.
     const most = rules.mode === "shared" ? this.#needed.peak(now) : newestFirst.length;
-    const needed = this.#leastLoaded(newestFirst.slice(0, most), now);
-    return needed ?? newestFirst.slice(most).find((child) => this.#hasPlace(child, now));
+    const needed = this.#leastLoaded(newestFirst.slice(0, most));
+    return needed ?? newestFirst.slice(most).find((child) => this.#hasPlace(child));
   }
 
   /** Retires those that are too old, and sees how many children those who wait and are served need. */
@@ -85,15 +85,14 @@ export class Scaler<C extends ChildLike> implements Disposable {
     this.#keepShells(0);
   }
 
-  #hasPlace(child: ServingChild<C>, now: number): boolean {
-    const { concurrency, maxAgeMs } = this.#options.rules;
-    return child.load < concurrency && now < child.birth.readyAt + maxAgeMs;
+  #hasPlace(child: ServingChild<C>): boolean {
+    return child.load < this.#options.rules.concurrency;
   }
 
-  #leastLoaded(children: readonly ServingChild<C>[], now: number): ServingChild<C> | undefined {
+  #leastLoaded(children: readonly ServingChild<C>[]): ServingChild<C> | undefined {
     let best: ServingChild<C> | undefined;
     for (const child of children) {
-      if (this.#hasPlace(child, now) && (!best || child.load < best.load)) best = child;
+      if (this.#hasPlace(child) && (!best || child.load < best.load)) best = child;
     }
     return best;
   }

@@ -1,4 +1,4 @@
-import type { Attempt } from "./attempt.ts";
+import type { FlurryError } from "../../../errors/errors.ts";
 import type { ChildLike } from "./ports.ts";
 
 /** Why a child takes no more requests. */
@@ -24,12 +24,18 @@ export interface Birth {
   readyAt: number;
 }
 
+/** A request in a child. */
+export interface Occupant {
+  /** Gives its caller the error at once, and has the work on it end. */
+  cut(error: FlurryError): void;
+}
+
 /** A child, and the requests that are in it. */
 export class ServingChild<C extends ChildLike> {
   readonly child: C;
   readonly ticket: Disposable;
   readonly birth: Birth;
-  readonly attempts = new Set<Attempt<C>>();
+  readonly occupants = new Set<Occupant>();
   /** Requests that it was ever given. */
   given = 0;
   /** Since when it has none. */
@@ -47,6 +53,6 @@ export class ServingChild<C extends ChildLike> {
 
   /** Requests that are in it. */
   get load(): number {
-    return this.attempts.size;
+    return this.occupants.size;
   }
 }
