@@ -1,4 +1,6 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
+import { symlinkSync } from "node:fs";
+import { join } from "node:path";
 import { setTimeout as wait } from "node:timers/promises";
 import { PAGE_BYTES } from "../../memserver/stream/format.ts";
 import { canLimitRate } from "../support/network-hosts.ts";
@@ -11,7 +13,7 @@ import {
   remoteSites,
   until,
 } from "../support/remote-site.ts";
-import { SETUP_MS, TEST_MS } from "../support/vm.ts";
+import { canMount, SETUP_MS, smallTmpfs, TEST_MS } from "../support/vm.ts";
 
 setDefaultTimeout(TEST_MS);
 
@@ -145,7 +147,33 @@ describe.skipIf(!canLimitRate)("children whose memory another host has", () => {
     // What was on its way.
     expect(again).toBeLessThan(pages / 2);
   });
+
+  test.skipIf(!canMount)("go on when there is no room for their memory on this host's disk", async () => {
+    await using there = new RemoteForks(a);
+    const { address } = await there.ask("serve", { host: a.host.address });
+    using _room = littleRoom(b, 20 * 1024);
+    {
+      await using here = new RemoteForks(b);
+      await here.ask("open", { peers: [address] });
+      await Promise.all(["one", "two"].map((child) => here.ask("fork", { child })));
+      await Promise.all(["one", "two"].map((child) => here.check(child)));
+      expect(await here.ask("state", {})).toMatchObject({ lazy: true, starts: 1 });
+      expect((await there.ask("served", {})).pages).toBeGreaterThan(20 * 256);
+    }
+    expect(b.leftovers()).toEqual([]);
+  });
 });
+
+/** Has a site keep its parents where there is little room. */
+function littleRoom(site: RemoteSite, kibibytes: number): Disposable {
+  using stack = new DisposableStack();
+  const { path } = stack.use(smallTmpfs(kibibytes));
+  site.forgetParents();
+  symlinkSync(path, join(site.home, "parents"));
+  stack.defer(() => site.forgetParents());
+  const owned = stack.move();
+  return { [Symbol.dispose]: () => owned.dispose() };
+}
 
 /** Cuts the link of a host until this is disposed. */
 async function cut({ host }: RemoteSite): Promise<AsyncDisposable> {
