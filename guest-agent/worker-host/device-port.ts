@@ -3,8 +3,9 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { promisify } from "node:util";
 import type { Port, PortEvents } from "./port.ts";
 
-/** One read: as much as virtio_console gives at once. */
 const READ_BYTES = 65_536;
+/** One write: as much as the driver takes at once, so that what is dropped is dropped after no more. */
+const WRITE_BYTES = 32_768;
 /**
  * How often a port without a host is looked at, in milliseconds: soon at first, since the host that
  * follows a fork is there at once, then less and less.
@@ -23,6 +24,7 @@ const PATIENCE = { first: 1, longest: 50 };
 export class DevicePort implements Port {
   readonly #input: number;
   readonly #output: number;
+  readonly #outgoing = { epoch: 0, last: Promise.resolve() };
   #closed = false;
 
   /** @param input - file descriptors of its own, which may be the same one */
@@ -46,15 +48,28 @@ export class DevicePort implements Port {
     });
   }
 
-  async write(bytes: Uint8Array): Promise<void> {
-    for (let at = 0; at < bytes.length && !this.#closed; ) {
-      at += await writeSome(this.#output, bytes.subarray(at));
-    }
+  write(bytes: Uint8Array): Promise<void> {
+    const { epoch } = this.#outgoing;
+    // One after the other: a write for a host that went may still be waiting for one to come.
+    const written = this.#outgoing.last.then(() => this.#writeAll(bytes, epoch));
+    this.#outgoing.last = written.catch(() => undefined); // whoever asked for it is told
+    return written;
+  }
+
+  forget(): void {
+    this.#outgoing.epoch++;
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     this.#closed = true;
     for (const fd of new Set([this.#input, this.#output])) await promisify(close)(fd);
+  }
+
+  /** What the driver has taken stays taken: a new host skips it, since a marker follows. */
+  async #writeAll(bytes: Uint8Array, epoch: number): Promise<void> {
+    for (let at = 0; at < bytes.length && !this.#closed && epoch === this.#outgoing.epoch; ) {
+      at += await writeSome(this.#output, bytes.subarray(at, at + WRITE_BYTES));
+    }
   }
 
   async #readAll(events: PortEvents): Promise<void> {

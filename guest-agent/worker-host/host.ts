@@ -120,6 +120,7 @@ export class WorkerHost implements PortEvents {
   #end(): void {
     this.#session?.close();
     this.#outbox?.close();
+    this.#port.forget();
     this.#session = undefined;
     this.#outbox = undefined;
   }

@@ -15,4 +15,6 @@ export interface Port extends AsyncDisposable {
   start(events: PortEvents): void;
   /** Sends bytes; the promise, if there is one, settles when more may be sent, also when the host went. */
   write(bytes: Uint8Array): Promise<void> | undefined;
+  /** A new host is spoken to from here on: what has not left yet is dropped. */
+  forget(): void;
 }

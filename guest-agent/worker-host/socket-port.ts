@@ -42,6 +42,10 @@ export class SocketPort implements Port {
     return this.#drained.promise;
   }
 
+  forget(): void {
+    // What waits goes with its socket. On the same one it comes before the marker, and is skipped.
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
     this.#socket?.destroy();
     await new Promise((resolve) => this.#server.close(resolve));

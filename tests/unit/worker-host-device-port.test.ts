@@ -1,8 +1,9 @@
 import { expect, test } from "bun:test";
 import { execFileSync } from "node:child_process";
-import { closeSync, constants, mkdtempSync, openSync, readSync, rmSync, writeSync } from "node:fs";
+import { closeSync, constants, mkdtempSync, openSync, read, rmSync, writeSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { promisify } from "node:util";
 import { DevicePort } from "../../guest-agent/worker-host/device-port.ts";
 
 /**
@@ -34,9 +35,9 @@ function pipes() {
       if (writeEnd !== undefined) closeSync(writeEnd);
       writeEnd = undefined;
     },
-    read: (bytes: number) => {
-      const buffer = new Uint8Array(bytes);
-      return Buffer.from(buffer.subarray(0, readSync(readEnd, buffer))).toString();
+    read: async (bytes: number) => {
+      const { bytesRead, buffer } = await promisify(read)(readEnd, new Uint8Array(bytes), 0, bytes, null);
+      return Buffer.from(buffer.subarray(0, bytesRead)).toString();
     },
     [Symbol.asyncDispose]: async () => {
       if (writeEnd !== undefined) closeSync(writeEnd);
@@ -109,13 +110,29 @@ test("DevicePort waits with the next read until what it gave has been taken", as
 test("DevicePort writes all, however little the other end takes at once", async () => {
   await using pair = pipes();
   await using port = pair.port;
-  const text = "0123456789".repeat(20_000);
-  const writing = port.write(Buffer.from(text));
-  let read = "";
-  while (read.length < text.length) {
-    read += pair.read(10_000);
-    await Bun.sleep(1);
+  const sent = "0123456789".repeat(20_000);
+  const writing = port.write(Buffer.from(sent));
+  let text = "";
+  while (text.length < sent.length) {
+    text += await pair.read(10_000);
   }
   await writing;
-  expect(read).toBe(text);
+  expect(text).toBe(sent);
+});
+
+test("DevicePort drops what a host that went has not taken, and never mixes it with what the next one gets", async () => {
+  await using pair = pipes();
+  await using port = pair.port;
+  const stale = port.write(Buffer.from("o".repeat(300_000)));
+  await Bun.sleep(20); // the pipe is full now, and the write waits
+  port.forget();
+  const fresh = port.write(Buffer.from("n".repeat(100_000)));
+  let text = "";
+  while (!text.endsWith("n") || text.length - text.indexOf("n") < 100_000) {
+    text += await pair.read(50_000);
+  }
+  await stale;
+  await fresh;
+  expect(text.slice(text.indexOf("n"))).toBe("n".repeat(100_000));
+  expect(text.indexOf("n")).toBeLessThan(300_000);
 });
