@@ -1,3 +1,4 @@
+import { realpath } from "node:fs/promises";
 import { FlurryError } from "../../../errors/errors.ts";
 import {
   type BuildProgress,
@@ -26,7 +27,8 @@ export interface JsImageOptions {
  */
 export async function jsImage(options: JsImageOptions): Promise<Image> {
   const { home, onProgress, signal } = options;
-  const bun = bunProgram();
+  // The program itself: ./flurry names a link to it.
+  const bun = await realpath(bunProgram());
   const { path } = await bundleWorkerHost({ bun, signal });
   const recipe: RecipeInput = {
     name: "js",

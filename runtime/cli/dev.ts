@@ -1,0 +1,226 @@
+import { once } from "node:events";
+import { watch } from "node:fs";
+import { basename, dirname, resolve } from "node:path";
+import { Command, Option } from "commander";
+import { describeError, FlurryError } from "../../errors/errors.ts";
+import { bundleWorker, type WorkerBundle } from "../../guest-agent/worker-host/bundle.ts";
+import { listen } from "../adapters/http-server.ts";
+import { Admission, hostLimits } from "../fork/admission.ts";
+import { Host } from "../vm/host.ts";
+import { buildText } from "../workers/images.ts";
+import { jsImage } from "../workers/js/js-image.ts";
+import { openJsParent } from "../workers/js/js-parent.ts";
+import { JsService } from "../workers/js/js-service.ts";
+import { stepText } from "../workers/steps.ts";
+import { formatMs } from "./format.ts";
+import { type Address, address, environment, positiveInteger } from "./options.ts";
+import { Output } from "./output.ts";
+import { cliSignal } from "./signal.ts";
+
+interface DevOptions {
+  listen: Address;
+  isolation: "request" | "shared";
+  env: Record<string, string>;
+  memory: number;
+  children?: number;
+  watch: boolean;
+  json?: boolean;
+}
+
+const EXAMPLES = `
+Examples:
+  flurry dev worker.ts
+  flurry dev worker.ts --isolation shared --env GREETING=hello
+
+worker.ts is a module as for Cloudflare Workers, Bun or Deno: \`export default { fetch }\`, a Hono app, or
+one that calls Bun.serve or Deno.serve. It is loaded once, in a parent VM; with --isolation request each
+request is answered by a fork of that VM of its own. When a file beside worker.ts or below changes, the
+worker is loaded anew.`;
+
+/** Changes of files within this many milliseconds are one. */
+const SETTLE_MS = 100;
+/** Milliseconds that requests under way may go on when the server ends. */
+const GRACE_MS = 2000;
+
+/** `flurry dev`: answers HTTP requests with a JS worker in forked VMs, and loads it anew when it changes. */
+export function devCommand(): Command {
+  return new Command("dev")
+    .description("Runs a JS worker in forked VMs, and loads it anew when its files change")
+    .addOption(
+      new Option("--listen <host:port>", "address to listen on; port 0 for any that is free")
+        .argParser(address("--listen"))
+        .default({ hostname: "127.0.0.1", port: 8788 }, "127.0.0.1:8788"),
+    )
+    .addOption(
+      new Option("--isolation <mode>", "a fresh VM for each request, or one that serves many")
+        .choices(["request", "shared"])
+        .default("request"),
+    )
+    .option("--env <NAME=VALUE>", "variable for the worker's env (may be repeated)", environment, {})
+    .option("--memory <MiB>", "memory of a guest", positiveInteger("--memory"), 512)
+    .option(
+      "--children <n>",
+      "most VMs at a time (default: what the host can take)",
+      positiveInteger("--children"),
+    )
+    .option("--no-watch", "do not look for changes")
+    .option("--json", "print JSON lines")
+    .argument("<module>", "the worker's module")
+    .addHelpText("after", EXAMPLES)
+    .action(dev);
+}
+
+async function dev(module: string, options: DevOptions): Promise<void> {
+  const output = new Output(options);
+  const signal = cliSignal();
+  const bundle = await bundled(module, signal);
+  await using host = await Host.open({ signal });
+  const session = new DevSession(host, module, options, output, signal);
+  await using _session = session;
+  await session.load(bundle);
+  const server = await listen({
+    ...options.listen,
+    fetch: (request) => session.answer(request),
+    onError: problem,
+  });
+  await using _server = { [Symbol.asyncDispose]: () => server.stop(GRACE_MS) };
+  output.print(`${module} answers at ${server.url}`);
+  output.emit({ event: "ready", url: server.url, port: server.port });
+  using _watch = options.watch ? watchFiles(module, () => session.reload()) : undefined;
+  if (!signal.aborted) await once(signal, "abort");
+}
+
+/** The worker as it is now, and what is under way to replace it. */
+class DevSession implements AsyncDisposable {
+  readonly #host: Host;
+  readonly #module: string;
+  readonly #options: DevOptions;
+  readonly #output: Output;
+  readonly #signal: AbortSignal;
+  #current: ({ bundle: WorkerBundle; service: JsService } & AsyncDisposable) | undefined;
+  #reloading: Promise<void> | undefined;
+  #again = false;
+
+  constructor(host: Host, module: string, options: DevOptions, output: Output, signal: AbortSignal) {
+    this.#host = host;
+    this.#module = module;
+    this.#options = options;
+    this.#output = output;
+    this.#signal = signal;
+  }
+
+  async answer(request: Request): Promise<Response> {
+    if (!this.#current) throw new FlurryError("NOT_READY", "The worker is not loaded");
+    try {
+      return await this.#current.service.handle(request);
+    } catch (error) {
+      const { code, message } = describeError(error);
+      this.#output.note(`${request.method} ${new URL(request.url).pathname}: ${message} (${code})`);
+      throw error;
+    }
+  }
+
+  /** Loads the worker, and takes its place when it is ready. */
+  async load(bundle: WorkerBundle): Promise<void> {
+    const began = performance.now();
+    const { isolation, env, memory, children } = this.#options;
+    const name = basename(this.#module).replace(/\.[^.]+$/, "");
+    using progress = this.#output.progress("Worker");
+    const image = await jsImage({
+      home: this.#host.home,
+      onProgress: (step) => progress.describe(buildText("js", step)),
+      signal: this.#signal,
+    });
+    await using stack = new AsyncDisposableStack();
+    const { parent } = await openJsParent({
+      ...{ host: this.#host, image, name, bundle, memMiB: memory, signal: this.#signal },
+      onProgress: (event) => {
+        const text = stepText(event);
+        if (text !== undefined) progress.describe(text);
+      },
+    });
+    stack.use(parent);
+    const limits = hostLimits(parent.profile.accel, this.#host.cores);
+    const admission = new Admission({ ...limits, slots: children ?? limits.slots });
+    const service = new JsService({
+      ...{ parent, name, env, isolation: { mode: isolation } },
+      admission: admission.family(parent.descriptor.ram.bytes),
+      output: {
+        onLog: (vm, { level, text }) => this.#log(vm, level, text),
+        onFault: (vm, fault) => this.#log(vm, "error", JSON.stringify(fault)),
+      },
+    });
+    stack.use(service);
+    const owned = stack.move();
+    const before = this.#current;
+    this.#current = { bundle, service, [Symbol.asyncDispose]: () => owned.disposeAsync() };
+    progress.finish(`Worker: loaded in ${formatMs(performance.now() - began)}`);
+    await before?.[Symbol.asyncDispose]();
+  }
+
+  /** Loads the worker anew if it has changed; once more if it changes meanwhile. */
+  reload(): void {
+    this.#again = true;
+    this.#reloading ??= this.#reloadAll().finally(() => {
+      this.#reloading = undefined;
+    });
+  }
+
+  async #reloadAll(): Promise<void> {
+    while (this.#again && !this.#signal.aborted) {
+      this.#again = false;
+      try {
+        const bundle = await bundled(this.#module, this.#signal);
+        if (bundle.hash !== this.#current?.bundle.hash) await this.load(bundle);
+      } catch (error) {
+        if (this.#signal.aborted) return;
+        // The one before goes on answering.
+        const { code, message } = describeError(error);
+        this.#output.note(`Not loaded: ${message} (${code})`);
+        this.#output.emit({ event: "not-loaded", code, message });
+      }
+    }
+  }
+
+  #log(vm: string, level: string, text: string): void {
+    this.#output.note(`[${vm}] ${text}`);
+    this.#output.emit({ event: "log", vm, level, text });
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#reloading;
+    await this.#current?.[Symbol.asyncDispose]();
+  }
+}
+
+async function bundled(module: string, signal: AbortSignal): Promise<WorkerBundle> {
+  return await bundleWorker(resolve(module), { signal });
+}
+
+/** Calls when files of the module's directory, or below, have changed. */
+function watchFiles(module: string, onChange: () => void): Disposable {
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  const watcher = watch(dirname(resolve(module)), { recursive: true }, (_event, file) => {
+    if (file?.split("/").some((part) => part === "node_modules" || part.startsWith("."))) return;
+    clearTimeout(timer);
+    timer = setTimeout(onChange, SETTLE_MS);
+  });
+  return {
+    [Symbol.dispose]: () => {
+      clearTimeout(timer);
+      watcher.close();
+    },
+  };
+}
+
+/** What the one who asks is told when there is no answer: RFC 9457. */
+function problem(error: unknown): Response {
+  const { code, message, httpStatus } = describeError(error);
+  // The worker is behind this server, and has failed it.
+  const status = code === "QUEUE_FULL" ? 503 : httpStatus === 500 ? 502 : httpStatus;
+  const body = { type: "about:blank", title: code, status, detail: message, code };
+  const headers = new Headers({ "content-type": "application/problem+json" });
+  const retryAfter = error instanceof FlurryError ? error.retryAfterSeconds : undefined;
+  if (retryAfter !== undefined) headers.set("retry-after", String(Math.ceil(retryAfter)));
+  return new Response(JSON.stringify(body), { status, headers });
+}
