@@ -1,7 +1,7 @@
 import { describe, expect, test } from "bun:test";
 import fc from "fast-check";
 import { FlurryError } from "../../errors/errors.ts";
-import type { Isolation } from "../../runtime/workers/scaling/isolation.ts";
+import { type Isolation, rulesOf } from "../../runtime/workers/scaling/isolation.ts";
 import { forkFailed, type SimulatedChild } from "../support/workers-scaling-host.ts";
 import { type AskedRequest, close, openRouter } from "../support/workers-scaling-requests.ts";
 
@@ -125,7 +125,7 @@ type Bench = ReturnType<typeof openRouter>;
 /** What must hold whenever nothing happens without time passing. */
 function check({ router, host }: Bench, model: Model, plan: Plan): void {
   const { isolation: rules, maxChildren, places, maxQueue } = plan;
-  const concurrency = rules.mode === "request" ? 1 : (rules.concurrency ?? 0);
+  const { concurrency } = rulesOf(rules);
   const { queued, inFlight, children, ...stats } = router.stats();
   const { admitting, forking, idle, busy, draining, ending } = children;
   const all = admitting + forking + idle + busy + draining + ending;
@@ -218,7 +218,11 @@ async function play(plan: Plan): Promise<void> {
   expect({ tickets: host.tickets, shells: host.shells, timers: time.timers }).toEqual({
     ...{ tickets: 0, shells: 0, timers: 0 },
   });
-  const { inFlight, queued, children } = router.stats();
+  const { inFlight, queued, children, forks, failedForks, rerouted, retired } = router.stats();
+  // Each request asks for one child at most, beside those that failed it or went before they could serve.
+  expect(forks).toBeLessThanOrEqual(
+    model.requests.length + failedForks + rerouted + retired.died + retired.age,
+  );
   expect([inFlight, queued, ...Object.values(children)]).toEqual([0, 0, 0, 0, 0, 0, 0, 0]);
 }
 

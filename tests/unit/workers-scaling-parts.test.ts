@@ -103,6 +103,10 @@ describe("options", () => {
     });
   });
 
+  test("have a child not counted on for more requests at once than it may serve", () => {
+    expect(rulesOf({ mode: "shared", concurrency: 10, maxRequests: 3 }).concurrency).toBe(3);
+  });
+
   test("are refused when they make no sense", () => {
     const wrong: Isolation[] = [
       { mode: "shared", concurrency: 0 },

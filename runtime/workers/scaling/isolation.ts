@@ -69,6 +69,8 @@ export function rulesOf(isolation: Isolation): IsolationRules {
   if (Number.isFinite(rules.maxRequests)) requireCount("maxRequests", rules.maxRequests);
   requirePositive("idleMs", rules.idleMs);
   requirePositive("maxAgeMs", rules.maxAgeMs);
+  // More than it may serve at all, it cannot serve at once.
+  rules.concurrency = Math.min(rules.concurrency, rules.maxRequests);
   return rules;
 }
 

@@ -49,6 +49,8 @@ export interface ServeOptions {
  * - In shared mode a child is retired when there are more than demand needed within the last `idleMs`,
  *   the oldest first. In any `idleMs` there are thus no more forks than demand needed children at its
  *   peak in that time, beside those that take the place of children that died, failed or are served out.
+ * - In every mode a request has one child forked at most, beside those that failed it or were gone
+ *   before it had its place.
  */
 export class RequestRouter<C extends ChildLike> implements AsyncDisposable {
   readonly #rules: IsolationRules;
