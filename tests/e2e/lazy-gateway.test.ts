@@ -22,7 +22,7 @@ const worker: WorkerSpecInput = {
   image: "base",
   memory: "lazy",
   memoryMiB: 128,
-  warmUp: ["/bin/sh", "-c", "head -c 4194304 /dev/urandom > /run/noise; sha256sum < /run/noise > /run/sum"],
+  warmUp: ["/bin/sh", "-c", "head -c 2097152 /dev/urandom > /run/noise; sha256sum < /run/noise > /run/sum"],
   command: ["/bin/sh", "-c", `[ "$(sha256sum < /run/noise)" = "$(cat /run/sum)" ] || exit 9\n${WORK_SCRIPT}`],
 };
 
@@ -45,7 +45,7 @@ function jobOf(key: string, tasks: number): CampaignJob {
   const inputs = Array.from({ length: tasks }, (_, index) =>
     inputOf({
       name: `${key}-${index}`,
-      ms: dice.int(0, 300),
+      ms: dice.int(0, 200),
       failures: 0,
       bytes: dice.chance(0.2) ? 100_000 : 0,
     }),

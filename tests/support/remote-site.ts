@@ -15,12 +15,12 @@ import { baseImage, temporaryDirectory } from "./vm.ts";
 const FLURRY = [join(root, "flurry")];
 
 /**
- * Options of a parent with a file that no compression makes smaller: 24 MiB of random bytes, beside
+ * Options of a parent with a file that no compression makes smaller: 12 MiB of random bytes, beside
  * what they should hash to.
  */
 export const NOISY = [
   ...["--image", "base", "--memory", "160", "--warm"],
-  "head -c 25165824 /dev/urandom > /run/noise; sha256sum < /run/noise > /run/expected",
+  "head -c 12582912 /dev/urandom > /run/noise; sha256sum < /run/noise > /run/expected",
 ];
 /** Shell script for a child of it: what the file hashes to, and what it should. */
 export const CHECK_NOISE = "sha256sum < /run/noise; cat /run/expected";
