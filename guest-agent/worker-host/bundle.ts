@@ -54,7 +54,8 @@ export async function bundleWorker(entry: string, options: BundleOptions = {}): 
   const cwd = dirname(path);
   const name = `./${basename(path)}`;
   try {
-    const code = await run(bun, ["build", name, ...buildFlags, "--sourcemap=inline"], cwd, options.signal);
+    const flags = [...buildFlags, ...placeFlags, "--sourcemap=inline"];
+    const code = asMain(await run(bun, ["build", name, ...flags], cwd, options.signal));
     return { code, bytes: Buffer.byteLength(code), hash: createHash("sha256").update(code).digest("hex") };
   } catch (error) {
     if (error instanceof BundleError) throw error;
@@ -71,6 +72,18 @@ const buildFlags = [
   "--define",
   'process.env.NODE_ENV="production"',
 ];
+
+/** Where a worker's sources were built is nothing that it should see, or that should make it another one. */
+const placeFlags = ["--define", '__dirname="/worker"', "--define", '__filename="/worker/worker.js"'];
+
+/**
+ * `import.meta.main` is true in a worker, which is loaded by the worker host but is the program that the
+ * user means. Bun has settled it for all modules but the entry. The length stays, and so the source map.
+ */
+function asMain(code: string): string {
+  const main = "import.meta.main";
+  return code.replaceAll(/(?<![\w$."'`])import\.meta\.main(?![\w$])/g, "true".padEnd(main.length));
+}
 
 /** What Bun said, shortened; what it could not name itself is looked for. */
 async function reasonOf(

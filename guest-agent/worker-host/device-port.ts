@@ -40,11 +40,7 @@ export class DevicePort implements Port {
 
   start(events: PortEvents): void {
     this.#readAll(events).catch((error) => {
-      if (this.#closed) return;
-      // There is no host without a port: whoever started us sees the exit, and says why.
-      process.stderr.write(`flurry worker-host: Cannot read the port: ${String(error)}\n`);
-      process.exitCode = 1;
-      events.onHangup();
+      if (!this.#closed) events.onFailed(error);
     });
   }
 

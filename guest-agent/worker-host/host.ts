@@ -25,8 +25,8 @@ export interface WorkerHostOptions {
   entry?: string | undefined;
   /** Renews in a child what a fork must not have copied. */
   renew: (seed: Uint8Array) => Promise<void>;
-  /** Ends this process. */
-  exit: (code: number) => void;
+  /** Ends this process. @param why - if it does not end well */
+  exit: (code: number, why?: string) => void;
 }
 
 /** One worker, and the host that speaks of it: one at a time. */
@@ -60,6 +60,11 @@ export class WorkerHost implements PortEvents {
 
   onHangup(): void {
     this.#end();
+  }
+
+  /** There is no host without a port: whoever started us sees the exit, and why. */
+  onFailed(error: unknown): void {
+    this.#options.exit(1, `Cannot read the port: ${String(error)}`);
   }
 
   /** The worker called `process.exit`: it is asked nothing any more. */

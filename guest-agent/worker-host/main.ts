@@ -14,21 +14,31 @@ import { SocketPort } from "./socket-port.ts";
  *
  * `<port>` is the virtio-serial port's device, or `unix:<path>` for a socket to listen on; `<bundle>` is
  * what a LOAD without `entry` loads. It says `listening` on stdout once, then nothing: what the worker
- * writes goes to the host.
+ * writes goes to the host. On a device it needs `UV_THREADPOOL_SIZE=4` or more in its environment: Bun
+ * has two threads on a machine with one CPU, and a read and a write of the port may hold one each.
  */
 async function main(): Promise<void> {
   const [name, entry] = process.argv.slice(2);
   if (name === undefined) throw new Error("Usage: worker-host <port> [<bundle>]");
-  const exit = process.exit;
   const records = new Records();
   const port = name.startsWith("unix:")
     ? await SocketPort.listen(name.slice("unix:".length))
     : await DevicePort.open(name);
-  const host = new WorkerHost(port, { records, entry, renew, exit });
+  const host = new WorkerHost(port, { records, entry, renew, exit: exiter() });
   process.stdout.write("listening\n");
   captureOutput(records);
   captureFailures(records, (reason) => host.onExit(reason));
   shimResponse();
+}
+
+/** Ends the process by its own means, whatever is put in their place later. */
+function exiter(): (code: number, why?: string) => void {
+  const exit = process.exit;
+  const write = process.stderr.write.bind(process.stderr);
+  return (code, why) => {
+    if (why !== undefined) write(`flurry worker-host: ${why}\n`);
+    exit(code);
+  };
 }
 
 main().catch((error) => {

@@ -7,6 +7,8 @@ export interface PortEvents {
   onBytes(bytes: Uint8Array): Promise<void> | undefined;
   /** The host went away. What comes next is from another one, which begins with a marker. */
   onHangup(): void;
+  /** The port itself is gone. */
+  onFailed(error: unknown): void;
 }
 
 /** The byte stream to whatever host is there. */

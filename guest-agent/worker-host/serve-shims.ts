@@ -1,3 +1,4 @@
+import { compileRoutes, type RouteTable } from "./routes.ts";
 import type { ServeRegistry } from "./serve-registry.ts";
 
 type Handler = (request: Request, second: unknown) => unknown;
@@ -9,8 +10,9 @@ const DEFAULT_PORT = 8000;
 interface BunOptions {
   fetch?: Handler;
   error?: (error: unknown) => unknown;
-  routes?: object;
-  static?: object;
+  routes?: Readonly<Record<string, unknown>>;
+  /** What `routes` was called before. */
+  static?: Readonly<Record<string, unknown>>;
   port?: number | string;
   hostname?: string;
 }
@@ -28,7 +30,10 @@ function bunServer(initial: BunOptions, registry: ServeRegistry): object {
   const port = portOf(initial.port);
   const fetch = async (request: Request) => {
     try {
-      return await options.fetch.call(server, request, server);
+      const handler = options.table(request) ?? options.fetch;
+      // As Bun's own server answers where neither a route nor a handler is.
+      if (handler === undefined) return new Response(null, { status: 404 });
+      return await handler.call(server, request, server);
     } catch (error) {
       if (options.error === undefined) throw error;
       return await options.error.call(server, error);
@@ -63,15 +68,13 @@ function bunServer(initial: BunOptions, registry: ServeRegistry): object {
   return server;
 }
 
-function checkBunOptions(options: BunOptions): BunOptions & { fetch: Handler } {
-  const unsupported = (["routes", "static"] as const).filter((name) => options[name] !== undefined);
-  if (unsupported.length > 0) {
-    const names = unsupported.map((name) => `"${name}"`).join(" and ");
-    throw new TypeError(`Cannot serve with ${names}: a worker's Bun.serve takes "fetch" only`);
+function checkBunOptions(options: BunOptions): BunOptions & { table: RouteTable } {
+  const { fetch, routes = {}, static: fixed = {} } = options;
+  const hasRoutes = options.routes !== undefined || options.static !== undefined;
+  if (typeof fetch !== "function" && !hasRoutes) {
+    throw new TypeError('Cannot serve: Bun.serve needs a "fetch" function or "routes"');
   }
-  const { fetch } = options;
-  if (typeof fetch !== "function") throw new TypeError('Cannot serve: Bun.serve needs a "fetch" function');
-  return { ...options, fetch };
+  return { ...options, table: compileRoutes({ ...fixed, ...routes }) };
 }
 
 interface DenoOptions {

@@ -63,6 +63,11 @@ const shapes: Record<string, { source: string; shape: string; handlers: string[]
     shape: "bun-serve",
     handlers: ["fetch", "onFork"],
   },
+  "Bun.serve for the main module only": {
+    source: "if (import.meta.main) Bun.serve({ fetch: (request) => new Response(say(request)) });",
+    shape: "bun-serve",
+    handlers: ["fetch"],
+  },
   "Bun.serve after the module has loaded": {
     source: "setTimeout(() => Bun.serve({ fetch: (request) => new Response(say(request)) }), 50);",
     shape: "bun-serve",
@@ -110,7 +115,8 @@ describe("load() refuses", () => {
     "a module without a handler": ["export const word = 1;", /no handler.*word/],
     "a module that throws": ["throw new Error('out of luck');", /Cannot load the worker "test".*out of luck/],
     "a module that exits": ["process.exit(3);", /process\.exit\(3\)/],
-    "a module that serves routes": ["Bun.serve({ routes: {}, fetch: () => {} });", /"routes"/],
+    "a module that serves what is no route": ['Bun.serve({ routes: { "/a": 5 } });', /"\/a"/],
+    "a module that serves nothing": ["Bun.serve({});", /Bun\.serve needs/],
   };
   for (const [name, [source, message]] of Object.entries(bad)) {
     test(name, async () => {

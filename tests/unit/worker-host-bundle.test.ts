@@ -19,8 +19,9 @@ function sources(files: Record<string, string>): string {
 
 const worker = {
   "worker.ts":
-    'import { word } from "./lib/word.ts";\nimport data from "./data.json";\nexport default { fetch: () => new Response(word + data.n) };',
-  "lib/word.ts": "export const word: string = process.env.NODE_ENV === 'production' ? 'fast' : 'slow';",
+    'import { word } from "./lib/word.ts";\nimport data from "./data.json";\nexport default { fetch: () => new Response(word + data.n + import.meta.main) };\nexport const place = __dirname;',
+  "lib/word.ts":
+    "export const word: string = process.env.NODE_ENV === 'production' ? 'fast' : 'slow';\nif (import.meta.main) throw new Error('not the main module');",
   "data.json": '{"n":1}',
 };
 
@@ -35,11 +36,13 @@ describe("bundleWorker()", () => {
     const path = join(root, "bundle.js");
     writeFileSync(path, one.code);
     const module = await import(path);
-    expect(await module.default.fetch().text()).toBe("fast1");
+    expect(await module.default.fetch().text()).toBe("fast1true");
   });
 
   test("names what cannot be bundled", async () => {
-    const addon = sources({ "worker.ts": 'import addon from "./addon.node";\nexport default () => addon;' });
+    const addon = sources({
+      "worker.ts": 'const addon = require("./addon.node");\nexport default () => addon;',
+    });
     copyFileSync(process.execPath, join(addon, "addon.node"));
     const cases: [directory: string, message: RegExp][] = [
       [sources({ "worker.ts": 'import "no-such-package-here";' }), /no-such-package-here.*worker\.ts:1/],

@@ -47,6 +47,10 @@ function pipes() {
   };
 }
 
+function onFailed(error: unknown): void {
+  throw error;
+}
+
 async function until(check: () => boolean): Promise<void> {
   for (const end = performance.now() + 5000; !check(); await Bun.sleep(2))
     if (performance.now() > end) throw new Error(`Not within 5 s: ${check}`);
@@ -58,6 +62,7 @@ test("DevicePort reads what hosts send, one after the other, and does not spin b
   let text = "";
   let hangUps = 0;
   port.start({
+    onFailed,
     onBytes: (bytes) => {
       text += Buffer.from(bytes).toString();
       return undefined;
@@ -90,6 +95,7 @@ test("DevicePort waits with the next read until what it gave has been taken", as
   const parts: string[] = [];
   const taken = Promise.withResolvers<void>();
   port.start({
+    onFailed,
     onBytes: (bytes) => {
       parts.push(Buffer.from(bytes).toString());
       return parts.length === 1 ? taken.promise : undefined;

@@ -1,4 +1,5 @@
 import { describe, expect, test } from "bun:test";
+import { setTimeout as sleep } from "node:timers/promises";
 import { limits } from "../../guest-agent/protocol/constants.ts";
 import { type WorkerLog, workerLimits } from "../../guest-agent/protocol/worker/mod.ts";
 import { rejection } from "../support/agent-peer.ts";
@@ -116,7 +117,7 @@ describe("WorkerClient", () => {
     for (let i = 0; i < 40; i++) guest.send("LOG", 0, { ...log, text: "x".repeat(4000) });
     guest.send("QUIESCED", id);
     await quiet;
-    await Bun.sleep(150);
+    await sleep(150);
     expect(logs).toHaveLength(40);
     expect(guest.isIdle).toBe(true);
     const ping = guest.client.ping();
@@ -147,7 +148,7 @@ describe("WorkerClient", () => {
     guest.send("RESPONSE", id, { status: 200, headers: [], body: true }); // it crossed the cancel
     guest.data(id, Buffer.from("too late"));
     guest.send("DONE", id);
-    while (guest.client.pending > 0) await Bun.sleep(1);
+    while (guest.client.pending > 0) await sleep(1);
     const next = rejection(guest.client.fetch(get));
     expect((await guest.expect("REQUEST")).id).not.toBe(id);
     guest.client.close();
@@ -162,7 +163,7 @@ describe("WorkerClient", () => {
       guest.client.ping({ signal: AbortSignal.abort() }),
     ])
       expect(await rejection(asked)).toMatchObject({ code: "ABORTED" });
-    await Bun.sleep(5);
+    await sleep(5);
     expect(guest.received).toBe(0);
     expect(guest.client.pending).toBe(0);
   });

@@ -1,3 +1,5 @@
+import { setImmediate } from "node:timers";
+
 /** Bytes that may wait before `room()` asks for patience. */
 const HIGH = 131_072;
 /** Frames are joined up to this size: one write for an answer of several frames, and for many answers. */
