@@ -1,15 +1,15 @@
 /** The host's end of a worker's channel; README.md says what travels over it. */
 export type { WaitOptions } from "../deadline.ts";
 export type { WorkerBody } from "./body-pump.ts";
-export {
-  type WarmedRequest,
-  type WarmInfo,
-  WorkerClient,
-  type WorkerClientOptions,
-  type WorkerFetchOptions,
-  type WorkerRequest,
-  type WorkerResponse,
-} from "./client.ts";
+export { WorkerClient } from "./client.ts";
+export type {
+  WarmedRequest,
+  WarmInfo,
+  WorkerClientOptions,
+  WorkerFetchOptions,
+  WorkerRequest,
+  WorkerResponse,
+} from "./client-types.ts";
 export { WORKER_PORT_NAME, WORKER_PROTOCOL_VERSION, workerLimits } from "./constants.ts";
 export { WorkerError, type WorkerErrorCode } from "./errors.ts";
 export type { DoneInfo, LoadedInfo, WorkerFault, WorkerHostInfo, WorkerLog } from "./guest-messages.ts";
