@@ -33,7 +33,7 @@ Examples:
   flurry dev worker.ts --isolation shared --env GREETING=hello
 
 worker.ts is a module as for Cloudflare Workers, Bun or Deno: \`export default { fetch }\`, a Hono app, or
-one that calls Bun.serve or Deno.serve. It is loaded once, in a parent VM; with --isolation request each
+one that calls the serve() of Bun or of Deno. It is loaded once, in a parent VM; with --isolation request each
 request is answered by a fork of that VM of its own. When a file beside worker.ts or below changes, the
 worker is loaded anew.`;
 

@@ -11,11 +11,12 @@ const GUEST_BUNDLE = "/opt/flurry/worker.mjs";
 /** Milliseconds for the worker-host to be there: Bun starts in seconds where the CPU is emulated. */
 const HELLO_MS = 120_000;
 
-// The port has no name in /dev: what knows its name is sysfs. It outlives the command that starts it.
+// The port has no name in /dev: what knows its name is sysfs. The worker-host outlives the command that
+// starts it. A read and a write of the port each block a thread of Bun's pool, which has two on one CPU.
 const START = `
 for port in /sys/class/virtio-ports/*; do
   [ "$(cat "$port/name")" = flurry.worker ] || continue
-  HOME=/root setsid "$1" "$2" "/dev/\${port##*/}" "$3" </dev/null >/run/worker-host.log 2>&1 &
+  HOME=/root UV_THREADPOOL_SIZE=4 setsid "$1" "$2" "/dev/\${port##*/}" "$3" </dev/null >/run/worker-host.log 2>&1 &
   exit 0
 done
 echo "this VM has no port for a worker-host" >&2
@@ -46,7 +47,7 @@ export async function openJsParent(
     workerPort: true,
     files: [{ path: GUEST_BUNDLE, data: Buffer.from(bundle.code), mode: 0o644 }],
     preparation: {
-      key: ["js", name, JSON.stringify(warmUpRequests)],
+      key: ["js", START, name, JSON.stringify(warmUpRequests)],
       prepare: (vm, signal) => loadWorker(vm, name, warmUpRequests, signal),
     },
   });
