@@ -96,7 +96,7 @@ describe.skipIf(!canMakeHosts)("flurry run --peer", () => {
     async () => {
       await using memserver = await a.memserver();
       c.forgetParents();
-      await c.host.link.rate(96);
+      await c.host.link.rate(64);
       const before = await c.traffic();
       const run = c.start(runArgs(["--peer", memserver.address], "uname -n; sleep 100000"));
       await run.until(/asking other hosts/);
