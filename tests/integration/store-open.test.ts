@@ -5,7 +5,7 @@ import { fileURLToPath } from "node:url";
 import { openStore } from "../../runtime/store/open.ts";
 import { rejection } from "../support/agent-peer.ts";
 import { expectFilled, fillStore, SECRET, WEBHOOK_SECRET } from "../support/store-filled.ts";
-import { openDescriptors, Script, temporaryDirectory } from "../support/vm.ts";
+import { openDescriptors, openedSince, Script, temporaryDirectory } from "../support/vm.ts";
 
 const fillsStore = fileURLToPath(new URL("../support/fills-store.ts", import.meta.url));
 
@@ -18,7 +18,7 @@ describe("openStore()", () => {
       await using store = await openStore({ dir });
       await fillStore(store);
     }
-    expect(openDescriptors()).toEqual(before);
+    expect(openedSince(before)).toEqual([]);
     const moved = join(directory.path, "moved");
     renameSync(dir, moved);
     await using store = await openStore({ dir: moved });
@@ -62,7 +62,7 @@ describe("openStore()", () => {
     renameSync(join(dir, "secret.key"), join(dir, "kept.key"));
     writeFileSync(join(dir, "secret.key"), "no key");
     expect((await rejection(openStore({ dir }))).code).toBe("STORE_FAILED");
-    expect(openDescriptors()).toEqual(before);
+    expect(openedSince(before)).toEqual([]);
     renameSync(join(dir, "kept.key"), join(dir, "secret.key"));
     await using _store = await openStore({ dir });
   });

@@ -65,6 +65,16 @@ export function openDescriptors(pid: number | "self" = "self"): string[] {
     .sort();
 }
 
+/** What a process has open that it had not before. What has been closed since is nobody's leak. */
+export function openedSince(before: readonly string[], pid: number | "self" = "self"): string[] {
+  const left = [...before];
+  return openDescriptors(pid).filter((target) => {
+    const at = left.indexOf(target);
+    if (at >= 0) left.splice(at, 1);
+    return at < 0;
+  });
+}
+
 /** Sets environment variables until it is disposed; undefined unsets. */
 export function environment(variables: Record<string, string | undefined>): Disposable {
   const before = Object.keys(variables).map((name) => [name, process.env[name]] as const);

@@ -7,7 +7,7 @@ import { rejection } from "../support/agent-peer.ts";
 import { Controlled } from "../support/memserver-control.ts";
 import { MACHINE, type MadeUpImage, makeImage } from "../support/memserver-images.ts";
 import { bitmapOf, ScriptedQemu } from "../support/memserver-qemu.ts";
-import { openDescriptors, temporaryDirectory } from "../support/vm.ts";
+import { openDescriptors, openedSince, temporaryDirectory } from "../support/vm.ts";
 
 const PAGES = 200;
 const BLOCK = { name: "ram0", bytes: PAGES * PAGE_BYTES };
@@ -29,7 +29,7 @@ beforeEach(async () => {
 
 afterEach(async () => {
   await stack.disposeAsync();
-  expect(openDescriptors()).toEqual(before);
+  expect(openedSince(before)).toEqual([]);
 });
 
 async function qemu(options?: { recovers?: boolean }): Promise<ScriptedQemu> {

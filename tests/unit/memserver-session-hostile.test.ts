@@ -1,7 +1,7 @@
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
 import { requestOf } from "../support/memserver-qemu.ts";
 import { expectPages, range, setting, turns } from "../support/memserver-session.ts";
-import { openDescriptors } from "../support/vm.ts";
+import { openDescriptors, openedSince } from "../support/vm.ts";
 
 let before: string[];
 
@@ -10,7 +10,7 @@ beforeEach(() => {
 });
 
 afterEach(() => {
-  expect(openDescriptors()).toEqual(before);
+  expect(openedSince(before)).toEqual([]);
 });
 
 describe.each([

@@ -11,7 +11,7 @@ import {
   setting,
   turns,
 } from "../support/memserver-session.ts";
-import { openDescriptors } from "../support/vm.ts";
+import { openDescriptors, openedSince } from "../support/vm.ts";
 
 let before: string[];
 
@@ -20,7 +20,7 @@ beforeEach(() => {
 });
 
 afterEach(() => {
-  expect(openDescriptors()).toEqual(before);
+  expect(openedSince(before)).toEqual([]);
 });
 
 describe.each([

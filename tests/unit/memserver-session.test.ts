@@ -14,7 +14,7 @@ import {
   turns,
 } from "../support/memserver-session.ts";
 import { DEVICES } from "../support/memserver-streams.ts";
-import { openDescriptors } from "../support/vm.ts";
+import { openDescriptors, openedSince } from "../support/vm.ts";
 
 let before: string[];
 
@@ -23,7 +23,7 @@ beforeEach(() => {
 });
 
 afterEach(() => {
-  expect(openDescriptors()).toEqual(before);
+  expect(openedSince(before)).toEqual([]);
 });
 
 describe("ChildSession.start()", () => {
