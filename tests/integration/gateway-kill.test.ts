@@ -11,7 +11,7 @@ import { GatewayLives, scriptedGateway } from "../support/gateway-lives.ts";
 import { eventually } from "../support/gateway-sandbox.ts";
 import { Receiver, status } from "../support/gateway-webhooks.ts";
 import { inputOf } from "../support/gateway-work.ts";
-import { leftoversOf } from "../support/store-leftovers.ts";
+import { isPurged, leftoversOf } from "../support/store-leftovers.ts";
 import { temporaryDirectory } from "../support/vm.ts";
 
 const SEED = 20_260_917;
@@ -173,16 +173,27 @@ test(
         return (await Promise.all(deliveries)).flat().every(({ state }) => state === "delivered");
       });
       await checkDeliveries(campaign, receiver.received);
-      expect(await lives.stop()).toBe(0);
+      await endPurged(lives, dir);
       campaign.problems.push(...leftoversOf(dir));
       await lives.start();
       await removeAll(campaign, lives);
-      // Nothing else tells that what is left of removed jobs is gone.
       await eventually(() => String(readdirSync(join(dir, "blobs"))) === "~temporary");
-      expect(await lives.stop()).toBe(0);
+      await endPurged(lives, dir);
       campaign.problems.push(...leftoversOf(dir));
       expect(campaign.problems).toEqual([]);
     });
   },
   MOST_MS + 10_000,
 );
+
+/**
+ * Ends the gateway when nothing is left of removed jobs. Nobody waits for that, and nothing tells of it; the
+ * next gateway goes on with it where this one has ended.
+ */
+async function endPurged(lives: GatewayLives, dir: string): Promise<void> {
+  for (;;) {
+    expect(await lives.stop()).toBe(0);
+    if (isPurged(dir)) return;
+    await lives.start();
+  }
+}

@@ -36,6 +36,12 @@ export function leftoversOf(dir: string): string[] {
   return wrong;
 }
 
+/** Whether nothing is left of removed jobs, in a data directory that no gateway has open. */
+export function isPurged(dir: string): boolean {
+  using database = opened(join(dir, "flurry.db"));
+  return database.texts("SELECT id FROM removed").length === 0;
+}
+
 function opened(file: string) {
   const database = new DatabaseSync(file);
   return {
