@@ -235,8 +235,14 @@ export class PeerClient implements AsyncDisposable {
 /** Waits until TLS is done and the peer is known to be one of ours. */
 async function secured(socket: TLSSocket, name: string, keys: InstallationKeys): Promise<void> {
   const { promise, resolve, reject } = Promise.withResolvers<void>();
-  const failed = (error: Error) =>
-    reject(peerFailed(`Cannot connect to peer ${name}: ${error.message}`, error));
+  const failed = (error: Error) => {
+    // What the runtimes say of another certificate, which each of them words in its own way.
+    const why = /certificate|unknown ?issuer/i.test(error.message)
+      ? "it has other keys than this host"
+      : undefined;
+    const reason = why === undefined ? error.message : `${why} (${error.message})`;
+    reject(peerFailed(`Cannot connect to peer ${name}: ${reason}`, error));
+  };
   const closed = () => failed(new Error("the connection was closed"));
   socket.once("error", failed).once("close", closed).once("secureConnect", resolve);
   try {

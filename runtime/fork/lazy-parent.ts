@@ -246,7 +246,7 @@ class Arrival implements AsyncDisposable {
   }
 
   #tellArrived({ parent, stayLazy }: Told, imagePath: string): void {
-    if (!stayLazy) parent.arrived(imagePath);
+    parent.arrived(imagePath, stayLazy);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

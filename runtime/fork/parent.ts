@@ -76,12 +76,13 @@ export class Parent implements AsyncDisposable {
     return this.#lazy !== undefined && !this.#hasArrived;
   }
 
-  /** Says that the whole memory image is here now: children map it from now on. */
-  arrived(imagePath: string): void {
+  /** Says that the whole memory image is here now: children map it from now on, unless they are to stay lazy. */
+  arrived(imagePath: string, stayLazy = false): void {
     this.#imagePath = imagePath;
     this.#arriving = false;
-    this.#hasArrived = true;
     this.#stamp = this.#filesNow();
+    if (stayLazy) return;
+    this.#hasArrived = true;
     this.shells.rebind({ host: this.#host, profile: this.profile, image: imagePath });
   }
 

@@ -322,6 +322,7 @@ describe("PeerClient.connect()", () => {
     await using server = await serve({ keys: others });
     const error = await rejection(connect(server.port));
     expect(error.code).toBe("PEER_FAILED");
+    expect(error.message).toContain("it has other keys than this host");
     expect(server.stats.requests).toBe(0);
   });
 
