@@ -2,6 +2,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import type { BackgroundOptions, ChildSpec } from "../../memserver/child/child-spec.ts";
 import { ChildSession } from "../../memserver/child/session.ts";
 import { FlatImage } from "../../memserver/image/flat-image.ts";
+import type { PageSource } from "../../memserver/image/page-source.ts";
 import type { Parent } from "../../runtime/fork/parent.ts";
 import type { Host } from "../../runtime/vm/host.ts";
 import { commandLine } from "../../runtime/vm/profile.ts";
@@ -19,6 +20,8 @@ export interface PausedChildOptions {
   background?: BackgroundOptions | undefined;
   workingSet?: Uint32Array | undefined;
   measure?: boolean | undefined;
+  /** Where its pages come from; disposed of by the caller. @default the parent's file */
+  source?: PageSource | undefined;
 }
 
 /** A child whose CPUs never run: nothing but the memserver, which is this process, changes its memory. */
@@ -28,11 +31,11 @@ export class PausedChild implements AsyncDisposable {
   session: ChildSession;
   readonly qemu: QemuProcess;
   readonly #spec: ChildSpec;
-  readonly #source: FlatImage;
+  readonly #source: PageSource;
   readonly #dataPages: number;
   #sent = 0;
 
-  private constructor(qemu: QemuProcess, spec: ChildSpec, source: FlatImage, session: ChildSession) {
+  private constructor(qemu: QemuProcess, spec: ChildSpec, source: PageSource, session: ChildSession) {
     this.qemu = qemu;
     this.#spec = spec;
     this.#source = source;
@@ -48,7 +51,7 @@ export class PausedChild implements AsyncDisposable {
     const ram = { kind: "anonymous" } as const;
     const args = commandLine({ qemu: host.qemu, profile, ram, dir, incoming: "deferred", paused: true });
     await using stack = new AsyncDisposableStack();
-    const source = stack.use(new FlatImage(parent.imagePath, image.table));
+    const source = options.source ?? stack.use(new FlatImage(parent.imagePath, image.table));
     const qemu = stack.use(await QemuProcess.start({ host, dir, args }));
     const names = ["postcopy-ram", "events", ...(preempt ? (["postcopy-preempt"] as const) : [])] as const;
     const capabilities = names.map((capability) => ({ capability, state: true }));
