@@ -79,12 +79,14 @@ export class ClaimLoop implements AsyncDisposable {
 
   /** Takes what can be taken. Returns the time until there may be more that no event tells of. */
   async #round(): Promise<number | undefined> {
-    const { queue } = this.#options;
+    const { queue, asides } = this.#options;
+    // Asked first as well: what comes due during the round was still blocked when tasks were looked for.
+    const waits = [asides.nextMs()];
     if (await this.#mayClaim()) {
       if ((await queue.nextMs()) === 0) await this.#expire();
       await this.#fill();
     }
-    const waits = [this.#options.asides.nextMs()];
+    waits.push(asides.nextMs());
     // While nothing can be taken, it is no news that something is ready.
     if (await this.#mayClaim()) waits.push(await queue.nextMs());
     const times = waits.filter((ms) => ms !== undefined);
