@@ -51,6 +51,7 @@ export const errorCodes = {
 
   TASK_FAILED: { http: 500, exit: 4 },
   TASK_TIMEOUT: { http: 504, exit: 4 },
+  WORKER_TIMEOUT: { http: 504, exit: 4 },
   INFRASTRUCTURE_FAILED: { http: 500, exit: 5 },
 
   JOB_NOT_FOUND: { http: 404, exit: 2 },

@@ -150,6 +150,14 @@ export class Child implements AsyncDisposable {
     return this.#options.taken.shell.qemu.consoleTail();
   }
 
+  /** The console's end when the VM is gone: what the guest said last is in it. */
+  async lastWords(): Promise<string> {
+    const { qemu } = this.#options.taken.shell;
+    await qemu.exited;
+    await within(qemu.silent, EXIT_GRACE_MS);
+    return qemu.consoleTail();
+  }
+
   /**
    * Host memory, in bytes, that exists for this child alone: changed guest pages and QEMU's own heap.
    * See `privateBytesOf`.

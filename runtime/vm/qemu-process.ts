@@ -47,6 +47,8 @@ export class QemuProcess implements AsyncDisposable {
   readonly workerSocket: Socket | undefined;
   /** Resolves when the process is gone, whatever the reason. */
   readonly exited: Promise<ExitInfo>;
+  /** Resolves when, beyond that, all that it wrote has been read: `stderr` and `consoleTail` are complete. */
+  readonly silent: Promise<void>;
   readonly #process: ProcessHandle;
 
   private constructor(
@@ -63,6 +65,7 @@ export class QemuProcess implements AsyncDisposable {
     this.agentSocket = agentSocket;
     this.workerSocket = workerSocket;
     this.exited = handle.exited;
+    this.silent = handle.silent;
   }
 
   /**
@@ -126,6 +129,7 @@ export class QemuProcess implements AsyncDisposable {
 class ProcessHandle implements AsyncDisposable {
   readonly pid: number;
   readonly exited: Promise<ExitInfo>;
+  readonly silent: Promise<void>;
   readonly #child: ChildProcess;
   readonly #stderr: Tail;
   readonly #console: Tail;
@@ -142,6 +146,7 @@ class ProcessHandle implements AsyncDisposable {
     this.pid = this.#child.pid ?? -1;
     this.#console = new Tail(this.#child.stdout!, CONSOLE_BYTES, onConsoleLine);
     this.#stderr = new Tail(this.#child.stderr!, STDERR_BYTES);
+    this.silent = new Promise((resolve) => this.#child.once("close", () => resolve()));
     this.exited = new Promise((resolve) => {
       const end = (info: ExitInfo) => {
         this.#exit ??= info;

@@ -12,7 +12,7 @@ import {
 
 /** Every code has its place here: who adds one decides whose fault it is. */
 const classes: Record<FailureClass, (keyof typeof errorCodes)[]> = {
-  attempt: ["TASK_FAILED", "TASK_TIMEOUT"],
+  attempt: ["TASK_FAILED", "TASK_TIMEOUT", "WORKER_TIMEOUT"],
   aborted: ["ABORTED"],
   user: [
     "BAD_ARGUMENT",

@@ -15,7 +15,7 @@ import { type LostError, WorkerConnection } from "./connection.ts";
 import { WORKER_PROTOCOL_VERSION, type WorkerType, workerLimits } from "./constants.ts";
 import { WorkerError } from "./errors.ts";
 import { Exchange, type ExchangeStart } from "./exchange.ts";
-import type { GuestMessage, LoadedInfo, WorkerHostInfo } from "./guest-messages.ts";
+import type { DoneInfo, GuestMessage, LoadedInfo, WorkerHostInfo } from "./guest-messages.ts";
 import type { ForkInfo } from "./host-messages.ts";
 import { RecordIntake } from "./record-intake.ts";
 
@@ -170,6 +170,17 @@ export class WorkerClient implements AsyncDisposable {
    * NO_HANDLER. An error in the worker's handler is a response with status 500.
    */
   async fetch(request: WorkerRequest, options: WorkerFetchOptions = {}): Promise<WorkerResponse> {
+    return await this.begin(request, options).response;
+  }
+
+  /**
+   * As `fetch`, for those who have to know when the guest is through with a request also if it is never
+   * answered: `done` of one that was given up settles when the worker has let go of it.
+   */
+  begin(
+    request: WorkerRequest,
+    options: WorkerFetchOptions = {},
+  ): { response: Promise<WorkerResponse>; done: Promise<DoneInfo> } {
     const { method, url, headers = [], body } = request;
     checkRequest(method, url, headers);
     const requestId = this.#requestId(options);
@@ -182,8 +193,10 @@ export class WorkerClient implements AsyncDisposable {
     };
     const what = `${method} ${url.slice(0, 200)}`;
     const exchange = this.#exchange({ what, type: "REQUEST", fields, body }, options);
-    const { status, headers: answered } = await exchange.head;
-    return { status, headers: answered, body: exchange.body, done: exchange.done };
+    const { head, body: answer, done } = exchange;
+    const response = head.then(({ status, headers }) => ({ status, headers, body: answer, done }));
+    response.catch(() => undefined); // whoever only waits for `done`
+    return { response, done };
   }
 
   /**

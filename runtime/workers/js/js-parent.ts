@@ -1,4 +1,4 @@
-import { FlurryError } from "../../../errors/errors.ts";
+import { codeOf, FlurryError } from "../../../errors/errors.ts";
 import type { Image } from "../../../guest-agent/image/mod.ts";
 import { WorkerClient, type WorkerRequest } from "../../../guest-agent/protocol/worker/mod.ts";
 import type { WorkerBundle } from "../../../guest-agent/worker-host/bundle.ts";
@@ -6,17 +6,29 @@ import type { BootedVm } from "../../fork/boot.ts";
 import { type OpenParentOptions, openParent, type ParentOrigin } from "../../fork/open-parent.ts";
 import type { Parent } from "../../fork/parent.ts";
 import { GUEST_BUN, GUEST_WORKER_HOST } from "./js-image.ts";
+import { DEATH_NOTE, deathOf, OUT_OF_MEMORY } from "./worker-death.ts";
 
 const GUEST_BUNDLE = "/opt/flurry/worker.mjs";
+/** What Bun itself writes, such as the reason of its end. */
+const GUEST_LOG = "/run/worker-host.log";
 /** Milliseconds for the worker-host to be there: Bun starts in seconds where the CPU is emulated. */
 const HELLO_MS = 120_000;
+
+// Waits for the worker-host and ends the VM with it, which is how the host hears of it. The kernel's log goes
+// to the console at once, while what is written to the console itself might never leave.
+const WATCH = `
+(echo 1000 >/proc/self/oom_score_adj; exec "$@")
+echo "<3>${DEATH_NOTE} $?" >/dev/kmsg
+tail -n 5 ${GUEST_LOG} | cut -c 1-500 | while IFS= read -r line; do echo "<3>$line" >/dev/kmsg; done
+echo b >/proc/sysrq-trigger`;
 
 // The port has no name in /dev: what knows its name is sysfs. The worker-host outlives the command that
 // starts it. A read and a write of the port each block a thread of Bun's pool, which has two on one CPU.
 const START = `
 for port in /sys/class/virtio-ports/*; do
   [ "$(cat "$port/name")" = flurry.worker ] || continue
-  HOME=/root UV_THREADPOOL_SIZE=4 setsid "$1" "$2" "/dev/\${port##*/}" "$3" </dev/null >/run/worker-host.log 2>&1 &
+  export HOME=/root UV_THREADPOOL_SIZE=4 BUN_ENABLE_CRASH_REPORTING=0
+  setsid /bin/sh -c "$1" sh "$2" "$3" "/dev/\${port##*/}" "$4" </dev/null >${GUEST_LOG} 2>&1 &
   exit 0
 done
 echo "this VM has no port for a worker-host" >&2
@@ -36,7 +48,7 @@ export interface JsParentOptions extends Omit<OpenParentOptions, "preparation" |
  * A frozen parent in which a JS worker is loaded, set up and warm.
  *
  * @throws FlurryError as `openParent`; WorkerError AGENT_REFUSED when the worker does not load or set up,
- * with its stack
+ * with its stack; TASK_FAILED when it ends meanwhile, with the reason
  */
 export async function openJsParent(
   options: JsParentOptions,
@@ -47,7 +59,7 @@ export async function openJsParent(
     workerPort: true,
     files: [{ path: GUEST_BUNDLE, data: Buffer.from(bundle.code), mode: 0o644 }],
     preparation: {
-      key: ["js", START, name, JSON.stringify(warmUpRequests)],
+      key: ["js", START, WATCH, name, JSON.stringify(warmUpRequests)],
       prepare: (vm, signal) => loadWorker(vm, name, warmUpRequests, signal),
     },
   });
@@ -63,13 +75,39 @@ async function loadWorker(
   const socket = vm.qemu.workerSocket;
   if (!socket)
     throw new FlurryError("INTERNAL", "A JS worker was to be loaded in a VM without a port for it");
-  const argv = ["/bin/sh", "-c", START, "sh", GUEST_BUN, GUEST_WORKER_HOST, GUEST_BUNDLE];
+  const argv = ["/bin/sh", "-c", START, "sh", WATCH, GUEST_BUN, GUEST_WORKER_HOST, GUEST_BUNDLE];
   const started = await vm.agent.run(argv, { signal });
   if (started.code !== 0)
     throw new FlurryError("BOOT_FAILED", `Cannot start the worker-host: ${started.stderr}`);
-  await using client = WorkerClient.over(socket, { name: `the worker ${name}` });
-  await client.hello({ timeoutMs: HELLO_MS, signal });
-  await client.load({ name }, { signal });
-  await client.warm(requests, { signal });
-  await client.quiesce({ signal });
+  let exit: string | undefined;
+  await using client = WorkerClient.over(socket, {
+    name: `the worker ${name}`,
+    onFault: (fault) => {
+      if (fault.kind === "exit") exit ??= fault.message;
+    },
+  });
+  try {
+    await client.hello({ timeoutMs: HELLO_MS, signal });
+    await client.load({ name }, { signal });
+    await client.warm(requests, { signal });
+    await client.quiesce({ signal });
+  } catch (error) {
+    throw await loadError(error, name, vm);
+  }
+  // Children of it would refuse every request.
+  if (exit) throw new FlurryError("TASK_FAILED", `Cannot load the worker "${name}": ${exit}`);
+}
+
+/** Puts the end of the worker, or of its VM, in place of the end of its channel. */
+async function loadError(error: unknown, name: string, { qemu, profile }: BootedVm): Promise<unknown> {
+  if (codeOf(error) !== "AGENT_CLOSED") return error;
+  const death = qemu.exitError(await qemu.exited);
+  if (death.code === "NO_SPACE") return death;
+  await qemu.silent;
+  const words = qemu.consoleTail();
+  const reason = deathOf(words) ?? `its VM has ended. Its console ends with:\n${words.slice(-2000)}`;
+  return new FlurryError("TASK_FAILED", `Cannot load the worker "${name}": ${reason}`, {
+    cause: error,
+    ...(reason === OUT_OF_MEMORY && { hint: `give it more memory than ${profile.memMiB} MiB` }),
+  });
 }

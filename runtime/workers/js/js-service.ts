@@ -1,11 +1,11 @@
 import type { FamilyAdmission } from "../../fork/admission.ts";
 import type { Parent } from "../../fork/parent.ts";
 import { throwIfAborted } from "../../vm/qemu-process.ts";
-import type { RequestScope } from "../scaling/attempt.ts";
 import type { Isolation } from "../scaling/isolation.ts";
 import { RequestRouter } from "../scaling/request-router.ts";
 import type { RouterStats } from "../scaling/router-stats.ts";
-import { answerOf, workerRequest } from "./http.ts";
+import { answerRequest } from "./answer-request.ts";
+import { workerRequest } from "./http.ts";
 import { JsChild, type WorkerOutput } from "./js-child.ts";
 
 export interface JsServiceOptions {
@@ -31,17 +31,23 @@ export interface HandleOptions {
   url?: string | undefined;
   /** Needed with isolation by session. */
   session?: string | undefined;
+  /** Milliseconds from the request's place in a child to the head of its answer. @default 30000 */
+  timeoutMs?: number | undefined;
 }
+
+const ANSWER_MS = 30_000;
 
 /** Answers HTTP requests with a JS worker, in VMs that are forked as requests need them. */
 export class JsService implements AsyncDisposable {
   readonly #router: RequestRouter<JsChild>;
+  readonly #isAlone: boolean;
   #children = 0;
 
   /** @throws FlurryError BAD_ARGUMENT */
   constructor(options: JsServiceOptions) {
     const { parent, admission, name, isolation, env = {}, secrets = {}, output = {} } = options;
     const { maxChildren, maxQueue, queueMs } = options;
+    this.#isAlone = isolation.mode === "request";
     this.#router = new RequestRouter<JsChild>({
       ports: {
         fork: (signal) =>
@@ -55,22 +61,26 @@ export class JsService implements AsyncDisposable {
 
   /**
    * Has a child answer a request. Bodies stream both ways; an error in the worker's handler is an answer
-   * with status 500.
+   * with status 500. The child keeps the request until what its handler gave to `waitUntil` is over.
    *
-   * @throws FlurryError as `RequestRouter.serve`; WorkerError when the child does not answer
+   * @throws FlurryError as `RequestRouter.serve`; WORKER_TIMEOUT when there is no answer in time; CHILD_DIED
+   * with the reason when the worker ends; WorkerError when it refuses the request
    */
-  async handle(request: Request, { url, session }: HandleOptions = {}): Promise<Response> {
+  async handle(request: Request, options: HandleOptions = {}): Promise<Response> {
+    const { url, session, timeoutMs = ANSWER_MS } = options;
     throwIfAborted(request.signal);
-    const head = Promise.withResolvers<Response>();
-    const work = async ({ worker }: JsChild, scope: RequestScope) => {
-      scope.started();
-      const response = await worker.fetch(workerRequest(request, url), { signal: scope.signal });
-      const { answer, read } = answerOf(request.method, response);
-      head.resolve(answer);
-      await read;
-    };
-    this.#router.serve(work, { session, signal: request.signal }).catch(head.reject);
-    return await head.promise;
+    const { promise, resolve, reject } = Promise.withResolvers<Response>();
+    const served = this.#router.serve(
+      async (child, scope) => {
+        scope.started();
+        const { signal } = scope;
+        const answering = { signal, timeoutMs, alone: this.#isAlone, resolve, reject };
+        await answerRequest(child, workerRequest(request, url), answering);
+      },
+      { session, signal: request.signal },
+    );
+    served.catch(reject);
+    return await promise;
   }
 
   stats(): RouterStats {

@@ -170,9 +170,11 @@ export class Fleet<C extends ChildLike> implements AsyncDisposable {
     const { key } = child.birth;
     this.open.add(child);
     if (this.#options.rules.mode === "session") this.#sessions.set(key, child);
-    const died = () => {
+    const died = (why?: unknown) => {
       if (child.ending) return;
-      this.kill(child, "died", new FlurryError("CHILD_DIED", `${id} died with the request in it`));
+      const known = why instanceof FlurryError && why.code === "CHILD_DIED" ? why : undefined;
+      const error = known ?? new FlurryError("CHILD_DIED", `${id} died with the request in it`);
+      this.kill(child, "died", error);
       this.#options.onChange();
     };
     exited.then(died, died);

@@ -1,7 +1,10 @@
 /** What the router needs to know of a child; `Child` of runtime/fork has this shape. */
 export interface ChildLike extends AsyncDisposable {
   readonly id: string;
-  /** Settles when the child's VM is gone, whatever the reason. */
+  /**
+   * Settles when the child's VM is gone, whatever the reason, or is not to be used any more: with a
+   * FlurryError CHILD_DIED for the requests in it, if it is known why.
+   */
   readonly exited: Promise<unknown>;
 }
 

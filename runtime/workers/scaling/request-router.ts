@@ -98,8 +98,9 @@ export class RequestRouter<C extends ChildLike> implements AsyncDisposable {
    *
    * `work` settles when the answer has been read to its end: until then the request has its place in
    * the child, also when its caller has left, so it must end when its signal fires. It rejects only
-   * when the child cannot be trusted any more, which is then retired; an answer that tells of an
-   * error is an answer. It may be called again with another child if the first one died before
+   * when the child cannot be trusted any more, which is then retired (after its caller has left, only
+   * with WORKER_TIMEOUT: the child is not through with it); an answer that tells of an error is an
+   * answer. It may be called again with another child if the first one died before
    * `started()`, up to `attempts` times.
    *
    * @throws FlurryError QUEUE_FULL (with `retryAfterSeconds`) when too many wait already, or when no
@@ -208,7 +209,7 @@ export class RequestRouter<C extends ChildLike> implements AsyncDisposable {
       this.#serviceTime.record(this.#clock.monotonic() - beganAt + startMs);
     } else if (DEATHS.has(codeOf(failure.error))) {
       this.#fleet.kill(child, "died", deathOf(attempt, failure.error));
-    } else if (!left) {
+    } else if (!left || codeOf(failure.error) === "WORKER_TIMEOUT") {
       this.#fleet.retire(child, "error");
     }
     this.#fleet.release(attempt);
