@@ -14,13 +14,18 @@ const rooms = {
   "guest-agent/image": ["errors", "guest-agent/init"],
   "guest-agent/worker-host": ["guest-agent/protocol"],
   memserver: ["errors", "qmp"],
+  "runtime/net": ["errors"],
   "runtime/vm": ["errors", "qmp"],
   "runtime/fork": ["errors", "qmp", "memserver", "guest-agent/protocol", "runtime/vm"],
   "runtime/api": ["errors"],
   "runtime/jobs": ["errors", "guest-agent/protocol", "runtime/api", "runtime/vm", "runtime/fork"],
-  "runtime/workers": ["errors", "guest-agent", "runtime/api", "runtime/vm", "runtime/fork", "runtime/jobs"],
+  "runtime/workers": [
+    ...["errors", "guest-agent", "runtime/net", "runtime/api", "runtime/vm", "runtime/fork", "runtime/jobs"],
+  ],
   "runtime/store": ["errors", "runtime/api", "runtime/jobs"],
-  "runtime/gateway": ["errors", "runtime/api", "runtime/workers", "runtime/jobs", "runtime/store"],
+  "runtime/gateway": [
+    ...["errors", "runtime/net", "runtime/api", "runtime/workers", "runtime/jobs", "runtime/store"],
+  ],
   "runtime/client": ["errors", "runtime/api"],
   "runtime/adapters": ["errors"],
 };

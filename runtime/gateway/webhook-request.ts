@@ -1,8 +1,7 @@
-import http from "node:http";
-import https from "node:https";
-import { isIP } from "node:net";
 import type { DueDelivery } from "../jobs/ports.ts";
-import { bareHost, type GuardedAddress, portOf, type WebhookGuard } from "./webhook-guard.ts";
+import type { GuardedAddress } from "../net/address-guard.ts";
+import { aborting, isConnectError, requestTo } from "../net/pinned-request.ts";
+import type { WebhookGuard } from "./webhook-guard.ts";
 import { signatureOf } from "./webhook-signature.ts";
 
 /** How an attempt to deliver went. */
@@ -52,7 +51,7 @@ export async function sendWebhook(
 
 function post(
   url: URL,
-  { address, family }: GuardedAddress,
+  to: GuardedAddress,
   message: {
     headers: Record<string, string | number>;
     body: string;
@@ -62,21 +61,7 @@ function post(
 ): Promise<WebhookAnswer> {
   const { headers, body, signal, ca } = message;
   const { promise, resolve, reject } = Promise.withResolvers<WebhookAnswer>();
-  const secure = url.protocol === "https:";
-  const request = (secure ? https : http).request({
-    method: "POST",
-    host: address,
-    family,
-    port: portOf(url),
-    path: `${url.pathname}${url.search}`,
-    // The certificate has to be that of the name, though an address is connected to.
-    ...(secure ? { ...(isIP(bareHost(url)) === 0 ? { servername: bareHost(url) } : {}), ca } : {}),
-    headers,
-    // A connection of its own: one that is kept could be to an address of before.
-    agent: false,
-    maxHeaderSize: 16_384,
-    signal,
-  });
+  const request = requestTo(url, to, { method: "POST", headers, signal, ca, maxHeaderSize: 16_384 });
   request.on("response", (response) => {
     const answer = {
       status: response.statusCode ?? 0,
@@ -94,21 +79,4 @@ function post(
 /** Seconds of a Retry-After header as ms. One with a date is left to the schedule. */
 function retryAfter(header: string | undefined): number | undefined {
   return header !== undefined && /^\d{1,6}$/.test(header) ? Number(header) * 1000 : undefined;
-}
-
-function isConnectError(error: unknown): boolean {
-  return error instanceof Error && "syscall" in error && error.syscall === "connect";
-}
-
-/** The resolver cannot be stopped; but its caller can. */
-async function aborting<T>(promise: Promise<T>, signal: AbortSignal): Promise<T> {
-  signal.throwIfAborted();
-  const { promise: aborted, reject } = Promise.withResolvers<never>();
-  const onAbort = () => reject(signal.reason);
-  signal.addEventListener("abort", onAbort, { once: true });
-  try {
-    return await Promise.race([promise, aborted]);
-  } finally {
-    signal.removeEventListener("abort", onAbort);
-  }
 }

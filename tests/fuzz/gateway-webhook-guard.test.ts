@@ -1,6 +1,7 @@
 import { describe, expect, test } from "bun:test";
 import fc from "fast-check";
-import { isPublicAddress, WebhookGuard } from "../../runtime/gateway/webhook-guard.ts";
+import { WebhookGuard } from "../../runtime/gateway/webhook-guard.ts";
+import { isPublicAddress } from "../../runtime/net/address-guard.ts";
 
 const guard = new WebhookGuard();
 

@@ -1,6 +1,7 @@
 import { describe, expect, test } from "bun:test";
 import { FlurryError } from "../../errors/errors.ts";
-import { isPublicAddress, WebhookGuard } from "../../runtime/gateway/webhook-guard.ts";
+import { WebhookGuard } from "../../runtime/gateway/webhook-guard.ts";
+import { isPublicAddress } from "../../runtime/net/address-guard.ts";
 import { rejection } from "../support/agent-peer.ts";
 
 const closed = [

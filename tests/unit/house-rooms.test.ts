@@ -19,6 +19,7 @@ const arrows: readonly Arrow[] = [
   ["guest-agent/init/a.ts", "runtime/vm/leaf.ts", "room-guest-agent/init"],
   ["memserver/a.ts", "runtime/vm/leaf.ts", "room-memserver"],
   ["memserver/b.ts", "qmp/leaf.ts", undefined],
+  ["runtime/net/a.ts", "runtime/vm/leaf.ts", "room-runtime/net"],
   ["runtime/vm/a.ts", "runtime/fork/leaf.ts", "room-runtime/vm"],
   ["runtime/vm/b.ts", "memserver/leaf.ts", "room-runtime/vm"],
   ["runtime/vm/c.ts", "runtime/leaf.ts", undefined],
