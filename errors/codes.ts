@@ -52,6 +52,8 @@ export const errorCodes = {
   TASK_FAILED: { http: 500, exit: 4 },
   TASK_TIMEOUT: { http: 504, exit: 4 },
   WORKER_TIMEOUT: { http: 504, exit: 4 },
+  WORKER_LOAD_FAILED: { http: 422, exit: 2 },
+  UPGRADE_UNSUPPORTED: { http: 501, exit: 2 },
   INFRASTRUCTURE_FAILED: { http: 500, exit: 5 },
 
   JOB_NOT_FOUND: { http: 404, exit: 2 },
