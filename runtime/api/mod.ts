@@ -2,4 +2,5 @@
 export * from "./admin.ts";
 export * from "./common.ts";
 export * from "./jobs.ts";
+export * from "./modules.ts";
 export * from "./workers.ts";

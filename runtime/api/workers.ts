@@ -1,5 +1,9 @@
 import { z } from "zod";
 import { Environment, Failure, MAX_FILE_BYTES, Name, pageOf, Time, textOf, Variable } from "./common.ts";
+import { HostPort, Serving, WorkerModule } from "./modules.ts";
+
+/** Image of workers that are JS modules. */
+export const JS_IMAGE = "js";
 
 /** When and how often a failed task is tried again. */
 export const Retry = z
@@ -37,17 +41,29 @@ export type GuestFile = z.infer<typeof GuestFile>;
 
 const Argv = z.array(textOf(0, 131_072)).min(1).max(4096);
 
-/** What runs a job's tasks: a command in an image, with its options. */
+/**
+ * What runs a job's tasks, or answers requests: a command in an image, or a JS module; with its options.
+ * What only one of the two kinds has is refused with the other.
+ */
 export const WorkerSpec = z
   .strictObject({
-    image: Name.meta({
-      description: "Image to run in; built when it is a recipe that has no image yet",
+    image: Name.optional().meta({
+      description: "Image that the command runs in; built when it is a recipe that has no image yet",
       example: "base",
     }),
-    command: Argv.refine((argv) => argv[0] !== "", "has an empty program").meta({
-      description: "Program and arguments of every task",
-      example: ["sh", "-c", "echo $FLURRY_TASK_INDEX"],
-    }),
+    command: Argv.refine((argv) => argv[0] !== "", "has an empty program")
+      .optional()
+      .meta({
+        description: "Program and arguments of every task",
+        example: ["sh", "-c", "echo $FLURRY_TASK_INDEX"],
+      }),
+    module: WorkerModule.optional(),
+    http: Serving.optional(),
+    allow: z
+      .array(HostPort)
+      .max(100)
+      .optional()
+      .meta({ description: "Where a module's `fetch` may go; nowhere by default" }),
     cwd: GuestPath.optional(),
     files: z
       .array(GuestFile)
@@ -69,12 +85,37 @@ export const WorkerSpec = z
     timeoutMs: z.int().min(1).max(86_400_000).optional().meta({ description: "Longest time of one attempt" }),
     retry: Retry.prefault({}),
   })
+  .superRefine((spec, context) => {
+    const wrong = (path: string, message: string) =>
+      context.addIssue({ code: "custom", path: [path], message });
+    if (spec.module === undefined) {
+      if (spec.image === undefined) wrong("image", "is missing: a command needs one");
+      if (spec.command === undefined) wrong("command", "is missing: a worker has a command or a module");
+      for (const key of ["http", "allow"] as const) if (spec[key]) wrong(key, "is for modules");
+    } else {
+      for (const key of ["image", "command", "cwd", "warmUp"] as const)
+        if (spec[key]) wrong(key, "is not for modules");
+      if (spec.files.length > 0) wrong("files", "are not for modules");
+    }
+  })
   .meta({
     id: "WorkerSpec",
     example: { image: "base", command: ["sh", "-c", "echo $FLURRY_TASK_INDEX"], timeoutMs: 60_000 },
   });
 export type WorkerSpec = z.infer<typeof WorkerSpec>;
 export type WorkerSpecInput = z.input<typeof WorkerSpec>;
+
+/** A worker that is a JS module. */
+export type ModuleSpec = WorkerSpec & { module: WorkerModule };
+
+export function isModule(spec: WorkerSpec): spec is ModuleSpec {
+  return spec.module !== undefined;
+}
+
+/** Name of the image that a worker runs in. */
+export function imageOf({ image }: WorkerSpec): string {
+  return image ?? JS_IMAGE;
+}
 
 /**
  * - `cold`: nothing has been made ready yet, or it has been given up for others; the next task does it

@@ -10,21 +10,35 @@ import { Host } from "../vm/host.ts";
 import { buildText } from "../workers/images.ts";
 import { jsImage } from "../workers/js/js-image.ts";
 import { openJsParent } from "../workers/js/js-parent.ts";
-import { JsService } from "../workers/js/js-service.ts";
+import { forksOf, JsService } from "../workers/js/js-service.ts";
+import type { Isolation } from "../workers/scaling/isolation.ts";
 import { stepText } from "../workers/steps.ts";
+import { isolationOf } from "./deploy-spec.ts";
 import { formatMs } from "./format.ts";
 import { type Address, address, environment, positiveInteger } from "./options.ts";
 import { Output } from "./output.ts";
 import { cliSignal } from "./signal.ts";
+import { CONFIG_OPTION, configuredWorker } from "./worker-config.ts";
 
 interface DevOptions {
   listen: Address;
-  isolation: "request" | "shared";
-  env: Record<string, string>;
-  memory: number;
+  isolation?: Isolation["mode"];
+  env?: Record<string, string>;
+  memory?: number;
   children?: number;
+  config?: string;
   watch: boolean;
   json?: boolean;
+}
+
+/** How the worker is run: what the command line says, else its file, else the default. */
+interface DevSettings {
+  /** Path of the module. */
+  main: string;
+  isolation: Isolation;
+  env: Record<string, string>;
+  memory: number;
+  children: number | undefined;
 }
 
 const EXAMPLES = `
@@ -35,10 +49,12 @@ Examples:
 worker.ts is a module as for Cloudflare Workers, Bun or Deno: \`export default { fetch }\`, a Hono app, or
 one that calls the serve() of Bun or of Deno. It is loaded once, in a parent VM; with --isolation request each
 request is answered by a fork of that VM of its own. When a file beside worker.ts or below changes, the
-worker is loaded anew.`;
+worker is loaded anew. Module, isolation, env and memory may also stand in flurry.jsonc.`;
 
 /** Changes of files within this many milliseconds are one. */
 const SETTLE_MS = 100;
+/** With isolation by session: whoever develops is one user. */
+const SESSION = "dev";
 /** Milliseconds that requests under way may go on when the server ends. */
 const GRACE_MS = 2000;
 
@@ -52,30 +68,36 @@ export function devCommand(): Command {
         .default({ hostname: "127.0.0.1", port: 8788 }, "127.0.0.1:8788"),
     )
     .addOption(
-      new Option("--isolation <mode>", "a fresh VM for each request, or one that serves many")
-        .choices(["request", "shared"])
-        .default("request"),
+      new Option(
+        "--isolation <mode>",
+        "a fresh VM for each request, or one that serves many; here all requests are one session",
+      )
+        .choices(["request", "session", "shared"])
+        .default(undefined, "request"),
     )
-    .option("--env <NAME=VALUE>", "variable for the worker's env (may be repeated)", environment, {})
-    .option("--memory <MiB>", "memory of a guest", positiveInteger("--memory"), 512)
+    .option("--env <NAME=VALUE>", "variable for the worker's env (may be repeated)", environment)
+    .option("--memory <MiB>", "memory of a guest (default: 512)", positiveInteger("--memory"))
     .option(
       "--children <n>",
       "most VMs at a time (default: what the host can take)",
       positiveInteger("--children"),
     )
+    .option(...CONFIG_OPTION)
     .option("--no-watch", "do not look for changes")
     .option("--json", "print JSON lines")
-    .argument("<module>", "the worker's module")
+    .argument("[module]", "the worker's module (default: main of flurry.jsonc)")
     .addHelpText("after", EXAMPLES)
     .action(dev);
 }
 
-async function dev(module: string, options: DevOptions): Promise<void> {
+async function dev(named: string | undefined, options: DevOptions): Promise<void> {
   const output = new Output(options);
   const signal = cliSignal();
+  const settings = await settingsOf(named, options);
+  const module = settings.main;
   const bundle = await bundled(module, signal);
   await using host = await Host.open({ signal });
-  const session = new DevSession(host, module, options, output, signal);
+  const session = new DevSession(host, settings, output, signal);
   await using _session = session;
   await session.load(bundle);
   const server = await listen({
@@ -90,21 +112,31 @@ async function dev(module: string, options: DevOptions): Promise<void> {
   if (!signal.aborted) await once(signal, "abort");
 }
 
+async function settingsOf(module: string | undefined, options: DevOptions): Promise<DevSettings> {
+  const { main, config } = await configuredWorker(module, options.config);
+  const configured = config.http?.isolation;
+  return {
+    main,
+    isolation: isolationOf(options.isolation ?? configured?.mode ?? "request", configured),
+    env: { ...config.env, ...options.env },
+    memory: options.memory ?? config.memoryMiB ?? 512,
+    children: options.children,
+  };
+}
+
 /** The worker as it is now, and what is under way to replace it. */
 class DevSession implements AsyncDisposable {
   readonly #host: Host;
-  readonly #module: string;
-  readonly #options: DevOptions;
+  readonly #settings: DevSettings;
   readonly #output: Output;
   readonly #signal: AbortSignal;
   #current: ({ bundle: WorkerBundle; service: JsService } & AsyncDisposable) | undefined;
   #reloading: Promise<void> | undefined;
   #again = false;
 
-  constructor(host: Host, module: string, options: DevOptions, output: Output, signal: AbortSignal) {
+  constructor(host: Host, settings: DevSettings, output: Output, signal: AbortSignal) {
     this.#host = host;
-    this.#module = module;
-    this.#options = options;
+    this.#settings = settings;
     this.#output = output;
     this.#signal = signal;
   }
@@ -112,7 +144,7 @@ class DevSession implements AsyncDisposable {
   async answer(request: Request): Promise<Response> {
     if (!this.#current) throw new FlurryError("NOT_READY", "The worker is not loaded");
     try {
-      return await this.#current.service.handle(request);
+      return await this.#current.service.handle(request, { session: SESSION });
     } catch (error) {
       const { code, message } = describeError(error);
       this.#output.note(`${request.method} ${new URL(request.url).pathname}: ${message} (${code})`);
@@ -123,8 +155,8 @@ class DevSession implements AsyncDisposable {
   /** Loads the worker, and takes its place when it is ready. */
   async load(bundle: WorkerBundle): Promise<void> {
     const began = performance.now();
-    const { isolation, env, memory, children } = this.#options;
-    const name = basename(this.#module).replace(/\.[^.]+$/, "");
+    const { main, isolation, env, memory, children } = this.#settings;
+    const name = basename(main).replace(/\.[^.]+$/, "");
     using progress = this.#output.progress("Worker");
     const image = await jsImage({
       home: this.#host.home,
@@ -142,14 +174,15 @@ class DevSession implements AsyncDisposable {
     stack.use(parent);
     const limits = hostLimits(parent.profile.accel, this.#host.cores);
     const admission = new Admission({ ...limits, slots: children ?? limits.slots });
-    const service = new JsService({
-      ...{ parent, name, env, isolation: { mode: isolation } },
+    const ports = forksOf({
+      ...{ parent, name, env },
       admission: admission.family(parent.descriptor.ram.bytes),
       output: {
         onLog: (vm, { level, text }) => this.#log(vm, level, text),
         onFault: (vm, fault) => this.#log(vm, "error", JSON.stringify(fault)),
       },
     });
+    const service = new JsService({ ports, isolation });
     stack.use(service);
     const owned = stack.move();
     const before = this.#current;
@@ -170,7 +203,7 @@ class DevSession implements AsyncDisposable {
     while (this.#again && !this.#signal.aborted) {
       this.#again = false;
       try {
-        const bundle = await bundled(this.#module, this.#signal);
+        const bundle = await bundled(this.#settings.main, this.#signal);
         if (bundle.hash !== this.#current?.bundle.hash) await this.load(bundle);
       } catch (error) {
         if (this.#signal.aborted) return;

@@ -9,6 +9,7 @@ import { jsonBodies } from "./body.ts";
 import type { GatewayContext, GatewayEnv } from "./context.ts";
 import { documentOf } from "./openapi.ts";
 import { answerProblem, InvalidRequest } from "./problem.ts";
+import { answerWithWorkers } from "./worker-requests.ts";
 
 export type GatewayApp = OpenAPIHono<GatewayEnv>;
 
@@ -26,8 +27,10 @@ export interface AppParts {
  */
 export function createApp(context: GatewayContext, { middleware = [], routes }: AppParts): GatewayApp {
   const app: GatewayApp = new OpenAPIHono<GatewayEnv>({ defaultHook: refuseInvalid });
-  app.use(requestId({ limitLength: 100 }), headers);
+  app.use(requestId({ limitLength: 100 }));
   for (const each of middleware) app.use(each);
+  // What a worker answers is the worker's own: no header of ours is added to it.
+  app.use(answerWithWorkers(context), headers);
   app.use(methodNotAllowed({ app, onMethodNotAllowed: refuseMethod }));
   app.use(authenticate(context), jsonBodies(context.limits));
   for (const each of routes) app.route("/", each);

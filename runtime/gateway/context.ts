@@ -4,16 +4,28 @@ import type { Dispatcher } from "../jobs/dispatcher.ts";
 import type { Jobs } from "../jobs/jobs.ts";
 import type { Store } from "../jobs/ports.ts";
 import type { TaskRuntime } from "../jobs/task-runtime.ts";
+import type { ServedVersion, ServeOptions } from "../workers/js/js-services.ts";
 import type { GatewayMetrics } from "./metrics.ts";
 import type { StreamPace } from "./stream-pace.ts";
 import type { WebhookGuard } from "./webhook-guard.ts";
+import type { WorkerHosts } from "./worker-hosts.ts";
+
+/** Answers requests with workers that are JS modules: `JsServices`. */
+export interface WorkerRequests {
+  handle(worker: ServedVersion, request: Request, options: ServeOptions): Promise<Response>;
+  remove(name: string): void;
+}
+
+/** What runs tasks, and answers requests if it can. */
+export type GatewayRuntime = TaskRuntime & { readonly requests?: WorkerRequests | undefined };
 
 /** What every route works with. */
 export interface GatewayContext {
   store: Store;
   jobs: Jobs;
   dispatcher: Dispatcher;
-  runtime: TaskRuntime;
+  runtime: GatewayRuntime;
+  hosts: WorkerHosts;
   clock: Clock;
   /** Aborted when the gateway ends: open streams end then. */
   signal: AbortSignal;

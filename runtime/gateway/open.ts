@@ -4,11 +4,10 @@ import { type Clock, systemClock } from "../clock.ts";
 import { Dispatcher } from "../jobs/dispatcher.ts";
 import { type JobLimits, Jobs } from "../jobs/jobs.ts";
 import type { Store } from "../jobs/ports.ts";
-import type { TaskRuntime } from "../jobs/task-runtime.ts";
 import { openStore } from "../store/open.ts";
 import { createApp, type GatewayApp } from "./app.ts";
 import { isLoopback } from "./auth.ts";
-import type { GatewayContext, GatewayLimits } from "./context.ts";
+import type { GatewayContext, GatewayLimits, GatewayRuntime } from "./context.ts";
 import { accessLog } from "./logging.ts";
 import { GatewayMetrics } from "./metrics.ts";
 import { bareProblem } from "./problem.ts";
@@ -17,6 +16,7 @@ import { StreamPace } from "./stream-pace.ts";
 import { openTracing, traceRequests } from "./tracing.ts";
 import { WebhookGuard } from "./webhook-guard.ts";
 import { WebhookSender } from "./webhook-sender.ts";
+import { WorkerHosts } from "./worker-hosts.ts";
 
 /** How long answers that are under way may take when the gateway ends; streams end at once. */
 const ANSWERS_MS = 5000;
@@ -35,7 +35,7 @@ export interface GatewayOptions {
   dir: string;
   listen: { hostname: string; port: number };
   /** Opens what runs tasks, when the data directory is known to be ours. The gateway disposes it. */
-  runtime: () => TaskRuntime | Promise<TaskRuntime>;
+  runtime: () => GatewayRuntime | Promise<GatewayRuntime>;
   /** How long running tasks may go on when the gateway ends. What is aborted then is run again. @default 0 */
   drainMs?: number | undefined;
   /** How long a lease on a task lasts. @default 30000 */
@@ -87,6 +87,7 @@ export async function openGateway(options: GatewayOptions): Promise<Gateway> {
     guard,
     metrics,
     pace: new StreamPace(),
+    hosts: new WorkerHosts(store.workers),
     signal: ending.signal,
     limits: { ...LIMITS, ...limits },
   };

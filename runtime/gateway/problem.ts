@@ -38,10 +38,13 @@ export class InvalidRequest extends FlurryError {
 /**
  * The problem (RFC 9457) of any thrown value. What is no error of ours keeps its message to itself: that
  * may tell of files or of code.
+ *
+ * @param otherStatus - in place of the code's own
  */
-export function problemOf(error: unknown, requestId: string): Problem {
+export function problemOf(error: unknown, requestId: string, otherStatus?: number): Problem {
   const known = ourError(error);
-  const { code, message, hint, httpStatus } = describeError(known);
+  const { code, message, hint, httpStatus: ownStatus } = describeError(known);
+  const httpStatus = otherStatus ?? ownStatus;
   return {
     type: "about:blank",
     title: titleOf(code),
@@ -56,8 +59,8 @@ export function problemOf(error: unknown, requestId: string): Problem {
 }
 
 /** Answers with the problem of an error, and logs what is not the asker's fault. */
-export function answerProblem(c: Context<GatewayEnv>, error: unknown): Response {
-  const problem = problemOf(error, c.var.requestId);
+export function answerProblem(c: Context<GatewayEnv>, error: unknown, status?: number): Response {
+  const problem = problemOf(error, c.var.requestId, status);
   if (problem.status >= 500) {
     const { method, path } = c.req;
     logger.error("{method} {path}: {code}", {

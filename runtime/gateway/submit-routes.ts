@@ -2,7 +2,7 @@ import { createHash } from "node:crypto";
 import { createRoute, OpenAPIHono, z } from "@hono/zod-openapi";
 import type { Context } from "hono";
 import { FlurryError } from "../../errors/errors.ts";
-import { Job, JobHead, JobSubmit, Validated } from "../api/mod.ts";
+import { imageOf, Job, JobHead, JobSubmit, Validated } from "../api/mod.ts";
 import type { NewTasks } from "../jobs/jobs.ts";
 import type { StoredJob } from "../jobs/ports.ts";
 import { requireScope } from "./auth.ts";
@@ -92,7 +92,7 @@ export function submitRoutes(context: GatewayContext): OpenAPIHono<GatewayEnv> {
     checkWebhook(context, head);
     const { spec, worker } = await context.jobs.validate(head, c.var.principal.owner);
     const count = "count" in tasks ? tasks.count : tasks.inputs.length;
-    return c.json({ valid: true as const, tasks: count, worker: { ...worker, image: spec.image } }, 200);
+    return c.json({ valid: true as const, tasks: count, worker: { ...worker, image: imageOf(spec) } }, 200);
   });
 
   return app;

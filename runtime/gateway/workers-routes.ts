@@ -18,7 +18,7 @@ const tags = ["workers"];
 const params = z.object({ name: Name });
 /** Workers that are read from the store at a time for a list: each may have megabytes of files. */
 const STEP = 10;
-const WITHOUT_FILES = "Lists leave `files` empty; each version alone has them.";
+const WITHOUT_FILES = "Lists leave `files` and the code of modules empty; each version alone has them.";
 
 const putWorker = createRoute({
   method: "put",
@@ -110,7 +110,12 @@ const deleteWorker = createRoute({
 });
 
 /** What runs a job's tasks. */
-export function workersRoutes({ store, dispatcher }: GatewayContext): OpenAPIHono<GatewayEnv> {
+export function workersRoutes({
+  store,
+  dispatcher,
+  runtime,
+  hosts,
+}: GatewayContext): OpenAPIHono<GatewayEnv> {
   const app = new OpenAPIHono<GatewayEnv>();
 
   /** A version with the state that its parent has here. */
@@ -140,7 +145,16 @@ export function workersRoutes({ store, dispatcher }: GatewayContext): OpenAPIHon
 
   app.openapi(putWorker, async (c) => {
     const spec = c.req.valid("json");
-    const { worker, created } = await store.workers.put(c.req.valid("param").name, spec);
+    const { name } = c.req.valid("param");
+    for (const host of spec.http?.hosts ?? []) {
+      const taken = await hosts.find(host);
+      if (taken === undefined || taken === name) continue;
+      throw new FlurryError("BAD_ARGUMENT", `The host ${host} belongs to the worker "${taken}"`, {
+        hint: `take it from there first, or remove that worker`,
+      });
+    }
+    const { worker, created } = await store.workers.put(name, spec);
+    hosts.changed();
     dispatcher.prepare(familyOf(spec), spec);
     return c.json(shown(worker), created ? 201 : 200);
   });
@@ -167,6 +181,7 @@ export function workersRoutes({ store, dispatcher }: GatewayContext): OpenAPIHon
   app.openapi(setCurrent, async (c) => {
     const { version } = c.req.valid("json");
     const worker = await store.workers.setCurrent(c.req.valid("param").name, version);
+    hosts.changed();
     dispatcher.prepare(familyOf(worker.spec), worker.spec);
     return c.json(shown(worker), 200);
   });
@@ -174,6 +189,8 @@ export function workersRoutes({ store, dispatcher }: GatewayContext): OpenAPIHon
   app.openapi(deleteWorker, async (c) => {
     const { name } = c.req.valid("param");
     if (!(await store.workers.remove(name))) throw notFound(name);
+    hosts.changed();
+    runtime.requests?.remove(name);
     return c.body(null, 204);
   });
 
@@ -181,7 +198,9 @@ export function workersRoutes({ store, dispatcher }: GatewayContext): OpenAPIHon
 }
 
 function withoutFiles(worker: WorkerVersion): WorkerVersion {
-  return { ...worker, spec: { ...worker.spec, files: [] } };
+  const { spec } = worker;
+  const module = spec.module && { ...spec.module, code: "" };
+  return { ...worker, spec: { ...spec, files: [], ...(module && { module }) } };
 }
 
 function notFound(name: string, version?: number): FlurryError {

@@ -289,5 +289,9 @@ export class Dispatcher implements AsyncDisposable {
 }
 
 function labelOf({ worker, spec }: Claim): string {
-  return worker ? `${worker.name}@${worker.version}` : `image ${spec.image}`;
+  return worker
+    ? `${worker.name}@${worker.version}`
+    : spec.module
+      ? spec.module.entry
+      : `image ${spec.image}`;
 }

@@ -1,6 +1,6 @@
 import { createHash } from "node:crypto";
 import { FlurryError } from "../../errors/errors.ts";
-import { MAX_TASKS } from "../api/mod.ts";
+import { imageOf, MAX_TASKS } from "../api/mod.ts";
 import type { JobDraft, NewJob, StoredJob } from "../jobs/ports.ts";
 import { assertDiskSpace } from "./disk-space.ts";
 import type { IdempotencyKeys } from "./idempotency.ts";
@@ -29,8 +29,8 @@ export function insertDraft(ledger: Ledger, job: NewJob): number {
   database.run(
     `INSERT INTO heads (job, name, worker_name, worker_version, spec, image, command, retry, timeout_ms, tags,
       webhook, traceparent, env) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
-    ...[seq, job.name, job.worker?.name, job.worker?.version, specId(ledger, job), job.spec.image],
-    ...[JSON.stringify(job.spec.command), JSON.stringify(job.retry), job.timeoutMs],
+    ...[seq, job.name, job.worker?.name, job.worker?.version, specId(ledger, job), imageOf(job.spec)],
+    ...[JSON.stringify(job.spec.command ?? []), JSON.stringify(job.retry), job.timeoutMs],
     ...[JSON.stringify([...new Set(job.tags)]), webhook && JSON.stringify(webhook), job.traceparent],
     JSON.stringify(job.env),
   );

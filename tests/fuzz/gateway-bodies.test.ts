@@ -56,8 +56,17 @@ test("what the malformed requests are made from is valid", async () => {
     // It names a worker that is not there, and nothing else is wrong with it.
     expect(await problemFrom(answer)).toMatchObject({ code: "WORKER_NOT_FOUND" });
   }
-  const worker = values.valid({ $ref: "#/components/schemas/WorkerSpec" });
-  expect((await gateway.fetch("/v1/workers/a", { method: "PUT", json: worker })).ok).toBe(true);
+  const worker = values.valid({ $ref: "#/components/schemas/WorkerSpec" }) as object;
+  const module = values.valid({ $ref: "#/components/schemas/WorkerModule" });
+  const http = values.valid({ $ref: "#/components/schemas/Serving" });
+  for (const kind of [
+    { image: "base", command: ["true"] },
+    { module, http },
+  ]) {
+    const json = { ...worker, ...kind };
+    const answer = await gateway.fetch("/v1/workers/a", { method: "PUT", json });
+    expect([answer.status, answer.ok ? "" : await answer.text()]).toEqual([201, ""]);
+  }
 });
 
 /** Number of rows of each table of a store that is closed. */

@@ -24,7 +24,7 @@ const failing = new Map<string, boolean>();
 
 const runtime = new ScriptedRuntime({
   slots: 8,
-  script: async (task) => ({ exitCode: await scripts[task.spec.command[0]!]!(task) }),
+  script: async (task) => ({ exitCode: await scripts[task.spec.command![0]!]!(task) }),
 });
 
 let sandbox: GatewaySandbox;

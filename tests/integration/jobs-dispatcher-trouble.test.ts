@@ -61,7 +61,7 @@ describe("Dispatcher", () => {
   test("holds nobody else up while a parent is being made, and holds one task only", async () => {
     const preparing = Promise.withResolvers<void>();
     const made = Promise.withResolvers<void>();
-    const prepare = (_family: string, { image }: { image: string }) => {
+    const prepare = (_family: string, { image }: { image?: string | undefined }) => {
       if (image !== "bad") return;
       preparing.resolve();
       return made.promise;

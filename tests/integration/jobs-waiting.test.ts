@@ -71,7 +71,7 @@ describe("waiting()", () => {
       slots: 1,
       random: () => 0.99,
       script: ({ spec }) => {
-        if (spec.command[0] === "false") return { exitCode: 1 };
+        if (spec.command![0] === "false") return { exitCode: 1 };
         throw new FlurryError("FORK_FAILED", "No child comes of it");
       },
     });

@@ -36,7 +36,7 @@ const { values } = parseArgs({
 
 const script: Script = async (task) => {
   const { spec, stdin, signal, print } = task;
-  const [program, argument = ""] = spec.command;
+  const [program, argument = ""] = spec.command!;
   switch (program) {
     case "false":
       return { exitCode: 1 };

@@ -25,6 +25,7 @@ const classes: Record<FailureClass, (keyof typeof errorCodes)[]> = {
     "ARTIFACT_NOT_FOUND",
     "WORKER_NOT_FOUND",
     "WORKER_LOAD_FAILED",
+    "UPGRADE_UNSUPPORTED",
     "SECRET_NOT_FOUND",
     "KEY_NOT_FOUND",
     "LAST_ADMIN_KEY",

@@ -1,5 +1,4 @@
 import { codeOf, FlurryError } from "../../../errors/errors.ts";
-import type { Image } from "../../../guest-agent/image/mod.ts";
 import { WorkerClient, type WorkerRequest } from "../../../guest-agent/protocol/worker/mod.ts";
 import type { WorkerBundle } from "../../../guest-agent/worker-host/bundle.ts";
 import type { BootedVm } from "../../fork/boot.ts";
@@ -35,8 +34,6 @@ echo "this VM has no port for a worker-host" >&2
 exit 1`;
 
 export interface JsParentOptions extends Omit<OpenParentOptions, "preparation" | "workerPort" | "files"> {
-  /** From `jsImage`. */
-  image: Image;
   /** For messages. */
   name: string;
   bundle: WorkerBundle;

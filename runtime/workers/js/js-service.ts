@@ -2,6 +2,7 @@ import type { FamilyAdmission } from "../../fork/admission.ts";
 import type { Parent } from "../../fork/parent.ts";
 import { throwIfAborted } from "../../vm/qemu-process.ts";
 import type { Isolation } from "../scaling/isolation.ts";
+import type { ScalingPorts } from "../scaling/ports.ts";
 import { RequestRouter } from "../scaling/request-router.ts";
 import type { RouterStats } from "../scaling/router-stats.ts";
 import { answerRequest } from "./answer-request.ts";
@@ -9,21 +10,37 @@ import { workerRequest } from "./http.ts";
 import { JsChild, type WorkerOutput } from "./js-child.ts";
 
 export interface JsServiceOptions {
-  /** From `openJsParent`; the caller's to dispose, after the service. */
-  parent: Parent;
-  admission: FamilyAdmission;
-  /** Of the worker; children's host names begin with it. */
-  name: string;
+  /** Where children come from: see `forksOf`. */
+  ports: ScalingPorts<JsChild>;
   isolation: Isolation;
-  env?: Record<string, string> | undefined;
-  secrets?: Record<string, string> | undefined;
-  output?: WorkerOutput | undefined;
   /** Children at most. @default 100 */
   maxChildren?: number | undefined;
   /** Requests that wait at most. @default 1000 */
   maxQueue?: number | undefined;
   /** Milliseconds that a request may wait for a child. @default 10000 */
   queueMs?: number | undefined;
+}
+
+export interface ForksOptions {
+  /** From `openJsParent`; the caller's to dispose, after the service. */
+  parent: Parent;
+  admission: FamilyAdmission;
+  /** Of the worker; children's host names begin with it. */
+  name: string;
+  env?: Record<string, string> | undefined;
+  secrets?: Record<string, string> | undefined;
+  output?: WorkerOutput | undefined;
+}
+
+/** Children of one parent. */
+export function forksOf(options: ForksOptions): ScalingPorts<JsChild> {
+  const { parent, admission, name, env = {}, secrets = {}, output = {} } = options;
+  let index = 0;
+  return {
+    fork: (signal) => JsChild.fork(parent, { index: ++index, name, env, secrets, output, signal }),
+    admit: (signal) => admission.acquire({ signal }),
+    keepShells: (count) => parent.shells.resize(count),
+  };
 }
 
 export interface HandleOptions {
@@ -41,22 +58,12 @@ const ANSWER_MS = 30_000;
 export class JsService implements AsyncDisposable {
   readonly #router: RequestRouter<JsChild>;
   readonly #isAlone: boolean;
-  #children = 0;
+  readonly #serving = new Set<Promise<unknown>>();
 
   /** @throws FlurryError BAD_ARGUMENT */
   constructor(options: JsServiceOptions) {
-    const { parent, admission, name, isolation, env = {}, secrets = {}, output = {} } = options;
-    const { maxChildren, maxQueue, queueMs } = options;
-    this.#isAlone = isolation.mode === "request";
-    this.#router = new RequestRouter<JsChild>({
-      ports: {
-        fork: (signal) =>
-          JsChild.fork(parent, { index: ++this.#children, name, env, secrets, output, signal }),
-        admit: (signal) => admission.acquire({ signal }),
-        keepShells: (count) => parent.shells.resize(count),
-      },
-      ...{ isolation, maxChildren, maxQueue, queueMs },
-    });
+    this.#isAlone = options.isolation.mode === "request";
+    this.#router = new RequestRouter<JsChild>(options);
   }
 
   /**
@@ -80,7 +87,19 @@ export class JsService implements AsyncDisposable {
       { session, signal: request.signal },
     );
     served.catch(reject);
+    this.#served(served);
     return await promise;
+  }
+
+  /** Resolves when no request is under way. */
+  async idle(): Promise<void> {
+    while (this.#serving.size > 0) await Promise.allSettled(this.#serving);
+  }
+
+  #served(serving: Promise<unknown>): void {
+    this.#serving.add(serving);
+    const over = () => this.#serving.delete(serving);
+    serving.then(over, over);
   }
 
   stats(): RouterStats {

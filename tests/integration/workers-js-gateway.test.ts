@@ -1,0 +1,129 @@
+import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { existsSync } from "node:fs";
+import type { WorkerVersion } from "../../runtime/api/mod.ts";
+import { VmTaskRuntime } from "../../runtime/workers/vm-task-runtime.ts";
+import { GatewaySandbox, problemFrom } from "../support/gateway-sandbox.ts";
+import { SETUP_MS, TEST_MS, type TemporaryDirectory } from "../support/vm.ts";
+import { homeWithImages } from "../support/workers-runtime.ts";
+
+/** A worker that counts the requests which its VM has seen. */
+function counter(name: string): string {
+  return `let asked = 0;
+    export default {
+      setup() { asked = 100; },
+      async fetch(request, env, ctx) {
+        const { pathname } = new URL(request.url);
+        if (pathname === "/boom") throw new Error("it went wrong");
+        if (pathname === "/exit") process.exit(3);
+        if (pathname === "/hang") return await new Promise(() => {});
+        return Response.json({ name: "${name}", asked: ++asked, vm: ctx.vm.id, env, body: await request.text() });
+      },
+    };`;
+}
+
+interface Seen {
+  name: string;
+  asked: number;
+  vm: string;
+  env: Record<string, string>;
+  body: string;
+}
+
+let home: TemporaryDirectory;
+let runtime: VmTaskRuntime;
+let gateway: GatewaySandbox;
+
+beforeAll(async () => {
+  home = await homeWithImages();
+  runtime = await VmTaskRuntime.open({ home: home.path, slots: 4 });
+  gateway = await GatewaySandbox.open({ runtime: () => runtime });
+  await deploy("count", "one", { env: { GREETING: "hello" }, http: { timeoutMs: 20_000 } });
+}, SETUP_MS);
+
+afterAll(async () => {
+  const { run, shm } = runtime.host.owner;
+  await gateway[Symbol.asyncDispose]();
+  expect([run, shm].filter((path) => existsSync(path))).toEqual([]);
+  home[Symbol.dispose]();
+}, TEST_MS);
+
+async function deploy(worker: string, name: string, more: object = {}): Promise<WorkerVersion> {
+  const json = { module: { code: counter(name) }, memoryMiB: 256, ...more };
+  return await gateway.json<WorkerVersion>(`/v1/workers/${worker}`, { method: "PUT", json }, 201);
+}
+
+async function ask(path: string, init: RequestInit = {}): Promise<Seen> {
+  const answer = await gateway.fetch(path, init);
+  const text = await answer.text();
+  if (answer.status !== 200) throw new Error(`${path} gave ${answer.status}: ${text}`);
+  return JSON.parse(text);
+}
+
+describe("a deployed JS worker", () => {
+  test(
+    "answers each request in a fork of its own, which has what the parent had and no more",
+    async () => {
+      const seen = await Promise.all([
+        ask("/w/count/"),
+        ask("/w/count/", { method: "POST", body: "b" }),
+        ask("/w/count/", { headers: { host: "count.localhost" } }),
+      ]);
+      expect(seen.map(({ asked }) => asked)).toEqual([101, 101, 101]);
+      expect(seen.map(({ body }) => body)).toEqual(["", "b", ""]);
+      expect(new Set(seen.map(({ vm }) => vm)).size).toBe(3);
+      expect(seen[0]!.env).toEqual({ GREETING: "hello" });
+    },
+    TEST_MS,
+  );
+
+  test(
+    "fails with an answer of its own, or with one of the gateway that says why",
+    async () => {
+      const own = await gateway.fetch("/w/count/boom");
+      expect([own.status, await own.json()]).toMatchObject([500, { code: "WORKER_FAILED" }]);
+      const exit = await problemFrom(await gateway.fetch("/w/count/exit"));
+      expect(exit).toMatchObject({ status: 502, code: "CHILD_DIED" });
+      expect(exit.detail).toContain("process.exit(3)");
+      expect((await ask("/w/count/")).asked).toBe(101);
+    },
+    TEST_MS,
+  );
+
+  test(
+    "keeps a session in one fork, and sessions apart",
+    async () => {
+      await deploy("cart", "session", { http: { isolation: { mode: "session", header: "x-session" } } });
+      const of = (session: string) => ask("/w/cart/", { headers: { "x-session": session } });
+      const first = await of("a");
+      expect([first.asked, (await of("a")).asked, (await of("b")).asked]).toEqual([101, 102, 101]);
+      expect((await of("a")).vm).toBe(first.vm);
+    },
+    TEST_MS,
+  );
+
+  test(
+    "is replaced without a request that fails, and stays when its successor does not load",
+    async () => {
+      await deploy("swap", "old", { http: { isolation: { mode: "shared" } } });
+      const old = await ask("/w/swap/");
+      await deploy("swap", "new", { http: { isolation: { mode: "shared" } } });
+      let next = await ask("/w/swap/");
+      // The old one answers until the new one is ready.
+      while (next.name === "old") next = await ask("/w/swap/");
+      expect(next).toMatchObject({ name: "new", asked: 101 });
+      expect(next.vm).not.toBe(old.vm);
+      const json = { module: { code: "throw new Error('never loads')" }, memoryMiB: 256 };
+      await gateway.json("/v1/workers/swap", { method: "PUT", json }, 201);
+      let worker: WorkerVersion;
+      do {
+        expect(await ask("/w/swap/")).toMatchObject({ name: "new" });
+        worker = await gateway.json<WorkerVersion>("/v1/workers/swap");
+      } while (worker.state !== "failed");
+      expect(worker.error).toMatchObject({ code: "WORKER_LOAD_FAILED" });
+      expect(worker.error!.message).toContain("never loads");
+      await gateway.json("/v1/workers/broken", { method: "PUT", json }, 201);
+      expect(await gateway.problem("/w/broken/")).toMatchObject({ status: 502, code: "WORKER_LOAD_FAILED" });
+    },
+    TEST_MS,
+  );
+});
