@@ -119,10 +119,11 @@ async function attemptOf(claim: Claim, store: Store): Promise<Attempt> {
   env.FLURRY_TASK_COUNT = String(count);
   env.FLURRY_ATTEMPT = String(attempt);
   const stdin = text === undefined ? undefined : new TextEncoder().encode(text);
-  if (text !== undefined && stdin!.length <= MAX_ENV_INPUT && !text.includes("\0")) {
+  // A module gets it as it is.
+  if (!spec.module && text !== undefined && stdin!.length <= MAX_ENV_INPUT && !text.includes("\0")) {
     env.FLURRY_TASK_INPUT = text;
   }
-  return { family, spec, index, name: `task-${index}`, env, stdin, timeoutMs };
+  return { family, spec, index, name: `task-${index}`, env, stdin, input: claim.input, timeoutMs };
 }
 
 /** A string is given as it is, everything else as JSON. */

@@ -12,6 +12,8 @@ export interface Attempt {
   env: Record<string, string>;
   /** What the command reads from its standard input. */
   stdin?: Uint8Array | undefined;
+  /** The task's input as JSON, which modules get. */
+  input?: string | undefined;
   timeoutMs?: number | undefined;
 }
 

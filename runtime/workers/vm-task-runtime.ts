@@ -5,7 +5,7 @@ import { getLogger } from "@logtape/logtape";
 import { codeOf, FlurryError } from "../../errors/errors.ts";
 import { isModule, type WorkerSpec } from "../api/mod.ts";
 import { type Clock, systemClock } from "../clock.ts";
-import type { Child } from "../fork/child.ts";
+import type { Child, Identity } from "../fork/child.ts";
 import { Memserver } from "../fork/memserver.ts";
 import type { Parent } from "../fork/parent.ts";
 import { memserverKeys } from "../home.ts";
@@ -16,7 +16,9 @@ import { knownAccelerator } from "../vm/accelerator.ts";
 import { Host } from "../vm/host.ts";
 import type { Accelerator } from "../vm/profile.ts";
 import { Families } from "./families.ts";
+import { JsChild } from "./js/js-child.ts";
 import { JsServices } from "./js/js-services.ts";
+import { runJsTask, TaskLog } from "./js/js-task.ts";
 import { LivenessProbe } from "./liveness-probe.ts";
 
 const logger = getLogger(["flurry", "workers"]);
@@ -162,10 +164,10 @@ export class VmTaskRuntime implements TaskRuntime {
 
   async #run(attempt: Attempt, io: AttemptIo, signal: AbortSignal): Promise<AttemptExit> {
     const { family, spec } = attempt;
-    if (isModule(spec)) throw new FlurryError("BAD_ARGUMENT", "A job needs a worker with a command");
     using hold = await this.#families.hold(family, spec, signal);
     try {
-      const exit = await this.#runIn(hold.parent, attempt, io, signal);
+      const runIn = isModule(spec) ? this.#runModule : this.#runCommand;
+      const exit = await runIn.call(this, hold.parent, attempt, io, signal);
       this.#families.worked(family);
       return exit;
     } catch (error) {
@@ -174,47 +176,89 @@ export class VmTaskRuntime implements TaskRuntime {
     }
   }
 
-  async #runIn(parent: Parent, attempt: Attempt, io: AttemptIo, signal: AbortSignal): Promise<AttemptExit> {
+  async #runCommand(
+    parent: Parent,
+    attempt: Attempt,
+    io: AttemptIo,
+    signal: AbortSignal,
+  ): Promise<AttemptExit> {
     const beganAt = this.#clock.now();
-    await using child = await this.#fork(parent, attempt, signal);
+    await using child = await this.#fork(attempt, parent, signal, (identity) =>
+      parent.fork({ identity, signal }),
+    );
     using _measured = this.#families.measured(attempt.family, child);
-    const { id, times } = child;
-    const shellAt = beganAt + times.shellMs;
-    await io.started({
-      vm: id,
-      beganAt,
-      runningAt: shellAt + times.runningMs,
-      identifiedAt: shellAt + times.answerMs,
-    });
-    const { silenceMs = 60_000 } = this.#options;
-    using probe = new LivenessProbe(child.agent, silenceMs);
+    await io.started(startOf(child, beganAt));
     const { spec, env, index, stdin, timeoutMs } = attempt;
     const task = {
       index,
       argv: spec.command ?? [],
-      env: { ...env, FLURRY_VM_ID: id },
+      env: { ...env, FLURRY_VM_ID: child.id },
       cwd: spec.cwd,
       stdin,
       timeoutMs,
       outputs: { file: io.artifact.bind(io) },
     };
-    try {
-      const limit = AbortSignal.any([signal, probe.lost]);
+    return await this.#watched(child, signal, async (limit) => {
       const { code, signal: endedBy } = await runTask(child, task, io.output.bind(io), limit);
       return { exitCode: code, signal: endedBy };
+    });
+  }
+
+  async #runModule(
+    parent: Parent,
+    attempt: Attempt,
+    io: AttemptIo,
+    signal: AbortSignal,
+  ): Promise<AttemptExit> {
+    const beganAt = this.#clock.now();
+    const log = new TaskLog(io);
+    await using child = await this.#fork(attempt, parent, signal, ({ index, hostname: name }) =>
+      JsChild.fork(parent, {
+        ...{ index, name, env: attempt.env, secrets: {}, signal },
+        output: { onLog: (_vm, entry) => log.write(entry) },
+      }),
+    );
+    using _measured = this.#families.measured(attempt.family, child);
+    await io.started(startOf(child, beganAt));
+    return await this.#watched(child, signal, (limit) => runJsTask(child, attempt, io, log, limit));
+  }
+
+  /** Does work in a child, which is given up when its guest leaves questions unanswered. */
+  async #watched<T>(
+    child: Pick<Child, "id" | "agent">,
+    signal: AbortSignal,
+    work: (limit: AbortSignal) => Promise<T>,
+  ): Promise<T> {
+    const { silenceMs = 60_000 } = this.#options;
+    using probe = new LivenessProbe(child.agent, silenceMs);
+    try {
+      return await work(AbortSignal.any([signal, probe.lost]));
     } catch (error) {
       if (signal.aborted || !probe.lost.aborted) throw error;
-      throw new FlurryError("CHILD_DIED", `${id} was killed: it has not answered for ${silenceMs} ms`, {
+      throw new FlurryError("CHILD_DIED", `${child.id} was killed: it has not answered for ${silenceMs} ms`, {
         cause: error,
       });
     }
   }
 
-  async #fork(parent: Parent, attempt: Attempt, signal: AbortSignal): Promise<Child> {
-    const { family, index } = attempt;
-    const identity = { index, hostname: hostNameOf(attempt) };
-    return await this.#families.fork(family, parent, signal, () => parent.fork({ identity, signal }));
+  async #fork<C>(
+    attempt: Attempt,
+    parent: Parent,
+    signal: AbortSignal,
+    fork: (identity: Identity) => Promise<C>,
+  ): Promise<C> {
+    const identity = { index: attempt.index, hostname: hostNameOf(attempt) };
+    return await this.#families.fork(attempt.family, parent, signal, () => fork(identity));
   }
+}
+
+/** When a child ran, and when it had proven who it is, by the wall clock. */
+function startOf(
+  { id, times }: Pick<Child, "id" | "times">,
+  beganAt: number,
+): Parameters<AttemptIo["started"]>[0] {
+  const shellAt = beganAt + times.shellMs;
+  return { vm: id, beganAt, runningAt: shellAt + times.runningMs, identifiedAt: shellAt + times.answerMs };
 }
 
 /** Whether it is for want of its memory that a child did not start, or was killed. */

@@ -126,4 +126,39 @@ describe("a deployed JS worker", () => {
     },
     TEST_MS,
   );
+
+  test(
+    "runs the tasks of jobs: input in, value out, and what it prints in the log",
+    async () => {
+      const code = `let ran = 0;
+        export default {
+          task(input, ctx) {
+            console.log("got", JSON.stringify(input));
+            if (input === "bad") throw new Error("it is bad");
+            if (input === "hang") for (;;);
+            return { doubled: input * 2, ran: ++ran, index: ctx.vm.index, env: ctx.env.FLURRY_TASK_COUNT };
+          },
+        };`;
+      await gateway.json(
+        "/v1/workers/double",
+        { method: "PUT", json: { module: { code }, memoryMiB: 256 } },
+        201,
+      );
+      const inputs = [1, 21, "bad", "hang"];
+      const { id } = await gateway.submit({ worker: "double", timeoutMs: 8000, tasks: { inputs } });
+      const events = await gateway.fetch(`/v1/jobs/${id}/events`);
+      await events.text();
+      const lines = (await (await gateway.fetch(`/v1/jobs/${id}/results`)).text()).trim().split("\n");
+      const results = lines.map((line) => JSON.parse(line));
+      expect(JSON.parse(results[0].stdout)).toEqual({ doubled: 2, ran: 1, index: 0, env: "4" });
+      expect(JSON.parse(results[1].stdout)).toEqual({ doubled: 42, ran: 1, index: 1, env: "4" });
+      expect(results[2]).toMatchObject({ state: "failed", stdout: "", error: { code: "TASK_FAILED" } });
+      expect(results[2].error.message).toContain("it is bad");
+      expect(results[3]).toMatchObject({ state: "failed", error: { code: "TASK_TIMEOUT" } });
+      const log = await (await gateway.fetch(`/v1/jobs/${id}/logs?task=2&follow=false`)).text();
+      expect(log).toContain('got \\"bad\\"');
+      expect(log).toContain("Error: it is bad");
+    },
+    TEST_MS,
+  );
 });

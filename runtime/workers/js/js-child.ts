@@ -1,13 +1,15 @@
 import { randomBytes } from "node:crypto";
 import { setTimeout as sleep } from "node:timers/promises";
 import { codeOf, FlurryError } from "../../../errors/errors.ts";
+import type { AgentClient } from "../../../guest-agent/protocol/mod.ts";
 import {
+  type OutboundHandler,
   WorkerClient,
   WorkerError,
   type WorkerFault,
   type WorkerLog,
 } from "../../../guest-agent/protocol/worker/mod.ts";
-import type { Child } from "../../fork/child.ts";
+import type { Child, StartTimes } from "../../fork/child.ts";
 import type { Parent } from "../../fork/parent.ts";
 import { deathOf } from "./worker-death.ts";
 
@@ -30,6 +32,8 @@ export interface JsForkOptions {
   env: Record<string, string>;
   secrets: Record<string, string>;
   output: WorkerOutput;
+  /** Makes the worker's own requests to others; from `outboundOf`. @default none are made */
+  outbound?: OutboundHandler | undefined;
   signal: AbortSignal;
 }
 
@@ -40,12 +44,13 @@ export class JsChild implements AsyncDisposable {
   readonly #exited = Promise.withResolvers<FlurryError>();
   #death: FlurryError | undefined;
 
-  private constructor(child: Child, output: WorkerOutput) {
+  private constructor(child: Child, { output, outbound }: Pick<JsForkOptions, "output" | "outbound">) {
     if (!child.workerSocket) throw new FlurryError("INTERNAL", "A parent of JS workers has no port for them");
     this.#child = child;
     this.worker = WorkerClient.over(child.workerSocket, {
       name: child.id,
       stderr: () => child.consoleTail(),
+      outbound,
       onLog: (log) => output.onLog?.(child.id, log),
       onFault: (fault) => {
         output.onFault?.(child.id, fault);
@@ -65,11 +70,11 @@ export class JsChild implements AsyncDisposable {
    * when the worker ends meanwhile
    */
   static async fork(parent: Parent, options: JsForkOptions): Promise<JsChild> {
-    const { index, name, env, secrets, output, signal } = options;
+    const { index, name, env, secrets, signal } = options;
     const vm = await parent.fork({ identity: { index, hostname: `${name}-${index}` }, signal });
     await using stack = new AsyncDisposableStack();
     stack.use(vm);
-    const child = new JsChild(vm, output);
+    const child = new JsChild(vm, options);
     stack.use(child.worker);
     const fork = { vm: { id: vm.id, index, generation: 1 }, env, secrets, seed: randomBytes(32) };
     await child.worker.forked(fork, { timeoutMs: FORKED_MS, signal }).catch(async (error) => {
@@ -81,6 +86,15 @@ export class JsChild implements AsyncDisposable {
 
   get id(): string {
     return this.#child.id;
+  }
+
+  get agent(): AgentClient {
+    return this.#child.agent;
+  }
+
+  /** Of its VM; the worker has its identity a while later. */
+  get times(): StartTimes {
+    return this.#child.times;
   }
 
   /**
