@@ -8,6 +8,7 @@ const commands = {
   demo: "Render a picture in forked VMs and show how long each step takes",
   run: "Run a command as N tasks, each in its own forked VM",
   dev: "Run a JS worker in forked VMs, and load it anew when it changes",
+  deploy: "Deploy a JS worker to a gateway, which answers requests with forks of it",
   serve: "Run the gateway: take jobs over HTTP and run their tasks in forked VMs",
   job: "Submit jobs to a gateway, and see what becomes of them",
   worker: "Deploy workers, which jobs run by their name",

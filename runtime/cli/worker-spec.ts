@@ -85,7 +85,8 @@ export function wholeNumber(option: string): (value: string) => number {
   };
 }
 
-function secret(value: string, previous: Record<string, string> = {}): Record<string, string> {
+/** Collects `--secret VAR=NAME`. */
+export function secret(value: string, previous: Record<string, string> = {}): Record<string, string> {
   const [variable, name] = pair("--secret", "VAR=NAME", value);
   return { ...previous, [variable]: name };
 }

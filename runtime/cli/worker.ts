@@ -1,11 +1,12 @@
 import { readFileSync } from "node:fs";
 import { Command } from "commander";
 import { FlurryError } from "../../errors/errors.ts";
-import { WorkerSpec, type WorkerSpecInput } from "../api/mod.ts";
+import { imageOf, WorkerSpec, type WorkerSpecInput } from "../api/mod.ts";
 import type { WorkerVersion } from "../client/mod.ts";
 import { formatTable } from "./format.ts";
 import { type GatewayOptions, gatewayClient, gatewayOptions } from "./gateway-client.ts";
 import { Output } from "./output.ts";
+import { rollBack } from "./worker-rollback.ts";
 import { type SpecOptions, specOf, specOptions } from "./worker-spec.ts";
 
 const PUT_EXAMPLES = `
@@ -15,7 +16,7 @@ Examples:
 
 A spec is what PUT /v1/workers/{name} takes: docs/api.md has it.`;
 
-/** `flurry worker put|ls|get|use|rm`: what jobs may name in place of an image and a command. */
+/** `flurry worker put|ls|get|use|rollback|rm`: what jobs may name in place of an image and a command. */
 export function workerCommand(): Command {
   const command = new Command("worker").description("Deploys workers, which jobs run by their name");
   const put = command
@@ -51,6 +52,13 @@ export function workerCommand(): Command {
     .argument("<name@version>", "name and version of the worker")
     .addHelpText("after", "\nExamples:\n  flurry worker use render@1")
     .action((name: string, options: GatewayOptions) => setCurrent(name, options));
+  const rollback = command
+    .command("rollback")
+    .summary("Go back to the version before")
+    .description("Makes the version before the current one current; those that have failed are left out")
+    .argument("<name>", "name of the worker")
+    .addHelpText("after", "\nExamples:\n  flurry worker rollback render")
+    .action((name: string, options: GatewayOptions) => rollBack(name, options));
   const remove = command
     .command("rm")
     .summary("Remove workers")
@@ -58,7 +66,7 @@ export function workerCommand(): Command {
     .argument("<name...>", "names of workers")
     .addHelpText("after", "\nExamples:\n  flurry worker rm render")
     .action((names: string[], options: GatewayOptions) => removeAll(names, options));
-  for (const each of [put, list, get, use, remove]) gatewayOptions(each);
+  for (const each of [put, list, get, use, rollback, remove]) gatewayOptions(each);
   return command;
 }
 
@@ -115,7 +123,7 @@ async function show(workers: AsyncIterable<WorkerVersion>, options: GatewayOptio
     output.emit({ event: "worker", ...worker });
     const { name, version, current, state, step, error, spec, createdAt } = worker;
     const detail = error ? `${error.message} (${error.code})` : (step ?? "");
-    rows.push([`${name}@${version}`, current ? "current" : "", state, spec.image, createdAt, detail]);
+    rows.push([`${name}@${version}`, current ? "current" : "", state, imageOf(spec), createdAt, detail]);
   }
   const columns = ["WORKER", "", "STATE", "IMAGE", "CREATED", ""].map((title) => ({ title }));
   if (rows.length === 0) output.note("No workers");

@@ -26,6 +26,8 @@ describe.each(runtimes)("the command line on %s", (_name, command) => {
     for (const name of [
       "demo",
       "run",
+      "dev",
+      "deploy",
       "serve",
       "job",
       "worker",
