@@ -3,19 +3,19 @@ import { lookupCode } from "../../errors/codes.ts";
 import { codeOf, describeError, FlurryError } from "../../errors/errors.ts";
 import type { FlurryClient, WorkerVersion } from "../client/mod.ts";
 
-type WorkersApi = FlurryClient["workers"];
+type WorkersApi = Pick<FlurryClient["workers"], "get" | "setCurrent">;
 
 /** Milliseconds between two looks at a version: at first, and at most. */
 const FIRST_LOOK_MS = 150;
 const LAST_LOOK_MS = 3000;
-/** Milliseconds after which a version that nothing is done for is brought to mind again. */
-const COLD_MS = 10_000;
-/** Milliseconds for the gateway to begin anew with what has failed before. */
-const STALE_MS = 5000;
 
 export interface WaitOptions {
   /** Longest wait in milliseconds. */
   timeoutMs: number;
+  /** Milliseconds after which a version that nothing is done for is brought to mind again. @default 10_000 */
+  coldMs?: number | undefined;
+  /** Milliseconds for the gateway to begin anew with what has failed before. @default 5000 */
+  staleMs?: number | undefined;
   onStep?: ((step: string) => void) | undefined;
   signal?: AbortSignal | undefined;
 }
@@ -32,7 +32,7 @@ export interface WaitOptions {
 export async function untilSettled(
   workers: WorkersApi,
   deployed: WorkerVersion,
-  { timeoutMs, onStep, signal }: WaitOptions,
+  { timeoutMs, coldMs = 10_000, staleMs = 5000, onStep, signal }: WaitOptions,
 ): Promise<WorkerVersion> {
   const { name, version } = deployed;
   const began = performance.now();
@@ -46,14 +46,14 @@ export async function untilSettled(
     if (worker.state === "ready") return worker;
     const now = performance.now();
     if (worker.state !== "failed") isStale = false;
-    else if (!isStale || now - began > STALE_MS) return worker;
+    else if (!isStale || now - began > staleMs) return worker;
     if (worker.state !== "cold") coldSince = now;
     if (now - began > timeoutMs) throw notReady(worker, timeoutMs);
     if (worker.step !== undefined && worker.step !== shown) onStep?.(worker.step);
     shown = worker.step ?? shown;
     await sleep(lookMs, undefined, signal ? { signal } : {});
     worker = await workers.get(name, { version, signal });
-    if (worker.state === "cold" && worker.current && performance.now() - coldSince > COLD_MS) {
+    if (worker.state === "cold" && worker.current && performance.now() - coldSince > coldMs) {
       // A gateway that has much to make ready leaves the rest for later, and a new one knows of nothing.
       worker = await workers.setCurrent(name, version, { signal });
       coldSince = performance.now();

@@ -88,6 +88,25 @@ describe("flurry dev", () => {
     await ended(run);
   });
 
+  test("takes isolation and variables from flurry.jsonc, over which options win", async () => {
+    writeWorker("Hello");
+    const config = {
+      main: "worker.ts",
+      env: { NAME: "file" },
+      http: { isolation: { mode: "session", header: "x-session" } },
+    };
+    writeFileSync(join(sandbox.directory, "dev.jsonc"), JSON.stringify(config));
+    const { run, url } = await started(["--config", "dev.jsonc", "--no-watch"]);
+    // All requests are one session.
+    expect([await textOf(url), await textOf(url)]).toEqual(["Hello 1", "Hello 2"]);
+    expect(await textOf(`${url}/name`)).toBe('{"name":"file"}');
+    await ended(run);
+    const other = await started(["--config", "dev.jsonc", "--isolation", "request", "--env", "NAME=option"]);
+    expect([await textOf(other.url), await textOf(other.url)]).toEqual(["Hello 1", "Hello 1"]);
+    expect(await textOf(`${other.url}/name`)).toBe('{"name":"option"}');
+    await ended(other.run);
+  });
+
   test("says what is wrong with a module, and starts nothing", async () => {
     const missing = await sandbox.flurry(["dev", "nothing.ts"]);
     expect([missing.status, missing.stdout]).toEqual([2, ""]);
