@@ -1,4 +1,5 @@
 import { Command } from "commander";
+import { benchBurst } from "../../bench/burst.ts";
 import { benchFork, type ForkBenchResult } from "../../bench/fork.ts";
 import { forkAims } from "../../bench/fork-aims.ts";
 import { benchGateway } from "../../bench/gateway.ts";
@@ -8,6 +9,7 @@ import { FlurryError } from "../../errors/errors.ts";
 import type { Distribution } from "../stats.ts";
 import { Host } from "../vm/host.ts";
 import { aimTable } from "./bench-aims.ts";
+import { burstTable } from "./bench-burst.ts";
 import { gatewayTables } from "./bench-gateway.ts";
 import { pagesTables } from "./bench-pages.ts";
 import { formatBytes, formatMs, formatTable } from "./format.ts";
@@ -46,6 +48,13 @@ Examples:
 
 A bare server of the same runtime is asked in turn with the gateway: compare within one run.`;
 
+const BURST_EXAMPLES = `
+Examples:
+  flurry bench burst
+  flurry bench burst --n 64 --json > burst.json
+
+The same app answers on plain Bun on the host, and in VMs that are booted for it: compare within one run.`;
+
 interface PagesOptions {
   n: number;
   memory: number;
@@ -63,7 +72,7 @@ Examples:
 Children that get their memory page by page stand beside such whose memory is mapped, and the stream
 beside what QEMU takes at most: compare within one run.`;
 
-/** `flurry bench fork|pages|gateway`: what forks, page service and the gateway cost on this machine. */
+/** `flurry bench fork|pages|gateway|burst`: what forks, page service and the gateway cost on this machine. */
 export function benchCommand(): Command {
   const command = new Command("bench").description("Measures Flurry on this machine");
   command
@@ -103,7 +112,29 @@ export function benchCommand(): Command {
     .option("--json", "print one JSON object")
     .addHelpText("after", GATEWAY_EXAMPLES)
     .action((options: GatewayBenchOptions) => gateway(options));
+  command
+    .command("burst")
+    .summary("Measure a burst of requests to a JS worker")
+    .description("Measures a step from no request to many, answered by forks, shared forks and booted VMs")
+    .option("--n <n>", "requests at once", positiveInteger("--n"), 16)
+    .option("--memory <MiB>", "memory of a guest", positiveInteger("--memory"), 512)
+    .option("--boots <n>", "VMs to boot for one request each", positiveInteger("--boots"), 3)
+    .option("--json", "print one JSON object")
+    .addHelpText("after", BURST_EXAMPLES)
+    .action((options: ForkOptions) => burst(options));
   return command;
+}
+
+async function burst({ n, memory, boots, json }: ForkOptions): Promise<void> {
+  const signal = cliSignal();
+  const output = new Output();
+  using progress = output.progress("Measuring");
+  const result = await benchBurst({
+    ...{ n, memMiB: memory, boots, signal },
+    onProgress: (stage) => progress.describe(stage),
+  });
+  progress.finish();
+  output.print(json ? JSON.stringify(result) : burstTable(result));
 }
 
 async function fork(options: ForkOptions): Promise<void> {

@@ -42,7 +42,7 @@ export async function jsImage(options: JsImageOptions): Promise<Image> {
 }
 
 /** The Bun that ./flurry has installed, else the one that runs this. */
-function bunProgram(): string {
+export function bunProgram(): string {
   const bun = process.env.FLURRY_BUN || (process.versions.bun === undefined ? undefined : process.execPath);
   if (bun) return bun;
   throw new FlurryError("REQUIREMENT_MISSING", "JS workers need Bun, which is not here", {

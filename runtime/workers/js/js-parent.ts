@@ -1,3 +1,4 @@
+import type { Socket } from "node:net";
 import { codeOf, FlurryError } from "../../../errors/errors.ts";
 import { WorkerClient, type WorkerRequest } from "../../../guest-agent/protocol/worker/mod.ts";
 import type { WorkerBundle } from "../../../guest-agent/worker-host/bundle.ts";
@@ -62,13 +63,8 @@ export async function openJsParent(
   });
 }
 
-/** Starts the worker-host in a VM, has it load the worker, and brings its port to rest. */
-async function loadWorker(
-  vm: BootedVm,
-  name: string,
-  requests: readonly WorkerRequest[],
-  signal: AbortSignal | undefined,
-): Promise<void> {
+/** Starts the worker-host in a VM where the bundle lies. @throws FlurryError BOOT_FAILED */
+async function startWorkerHost(vm: BootedVm, signal: AbortSignal | undefined): Promise<Socket> {
   const socket = vm.qemu.workerSocket;
   if (!socket)
     throw new FlurryError("INTERNAL", "A JS worker was to be loaded in a VM without a port for it");
@@ -76,6 +72,39 @@ async function loadWorker(
   const started = await vm.agent.run(argv, { signal });
   if (started.code !== 0)
     throw new FlurryError("BOOT_FAILED", `Cannot start the worker-host: ${started.stderr}`);
+  return socket;
+}
+
+/**
+ * Loads a worker in a VM that was booted for it alone, as without forks; serves for comparison.
+ *
+ * @throws as `openJsParent`
+ */
+export async function loadColdWorker(
+  vm: BootedVm,
+  bundle: WorkerBundle,
+  signal?: AbortSignal,
+): Promise<WorkerClient> {
+  await vm.agent.putFile(GUEST_BUNDLE, Buffer.from(bundle.code), { signal });
+  const client = WorkerClient.over(await startWorkerHost(vm, signal), { name: "the worker" });
+  try {
+    await client.hello({ timeoutMs: HELLO_MS, signal });
+    await client.load({ name: "worker" }, { signal });
+    return client;
+  } catch (error) {
+    await client[Symbol.asyncDispose]();
+    throw error;
+  }
+}
+
+/** Starts the worker-host in a VM, has it load the worker, and brings its port to rest. */
+async function loadWorker(
+  vm: BootedVm,
+  name: string,
+  requests: readonly WorkerRequest[],
+  signal: AbortSignal | undefined,
+): Promise<void> {
+  const socket = await startWorkerHost(vm, signal);
   let exit: string | undefined;
   await using client = WorkerClient.over(socket, {
     name: `the worker ${name}`,

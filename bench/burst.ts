@@ -1,0 +1,158 @@
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { bundleWorker, type WorkerBundle } from "../guest-agent/worker-host/bundle.ts";
+import { bootVm } from "../runtime/fork/boot.ts";
+import { heldBytesOf, privateBytesOf } from "../runtime/fork/child.ts";
+import { openGateway } from "../runtime/gateway/open.ts";
+import { type Distribution, distributionOf } from "../runtime/stats.ts";
+import { processesOf } from "../runtime/vm/owner.ts";
+import { jsImage } from "../runtime/workers/js/js-image.ts";
+import { loadColdWorker } from "../runtime/workers/js/js-parent.ts";
+import { VmTaskRuntime } from "../runtime/workers/vm-task-runtime.ts";
+import { type Asked, ask, askAll, deployed, serveOnHost } from "./burst-requests.ts";
+
+const MIB = 1024 * 1024;
+/** How often the memory of all VMs is looked at while requests are under way, in ms. */
+const SAMPLE_MS = 100;
+
+export interface BurstBenchOptions {
+  /** Requests in flight at once. */
+  n: number;
+  memMiB: number;
+  /** VMs that are booted for one request each. */
+  boots: number;
+  onProgress?: ((stage: string) => void) | undefined;
+  signal?: AbortSignal | undefined;
+}
+
+/** A step from 0 requests to n. Times in milliseconds. */
+export interface BurstFigures {
+  /** From the request to the first byte of its answer. */
+  ttfbMs: Distribution;
+  errors: number;
+  /** Children that were forked for it. */
+  children: number;
+  /** Host memory of all VMs together beyond the shared image, the most that was seen. */
+  privateBytes: number;
+}
+
+export interface BurstBenchResult {
+  accel: string;
+  cores: number;
+  /** Children at the same time. */
+  slots: number;
+  n: number;
+  memMiB: number;
+  request: BurstFigures;
+  shared: BurstFigures;
+  /** The same app on plain Bun on the host. */
+  host: { ttfbMs: Distribution; errors: number };
+  /** The same VM, booted for each request, one after the other. */
+  cold: { ttfbMs: Distribution; boots: number; privateBytes: number };
+}
+
+/** Measures what a burst of requests meets: fresh forks, shared forks, no VM, and booted VMs. */
+export async function benchBurst(options: BurstBenchOptions): Promise<BurstBenchResult> {
+  const { n, memMiB, boots, onProgress, signal } = options;
+  const app = join(import.meta.dirname, "guest", "burst-app.ts");
+  const bundle = await bundleWorker(app, { signal });
+  onProgress?.("the app on the host");
+  const host = await onHost(app, n);
+  const dir = await mkdtemp(join(tmpdir(), "flurry-bench-"));
+  await using _dir = { [Symbol.asyncDispose]: () => rm(dir, { recursive: true, force: true }) };
+  const runtime = await VmTaskRuntime.open({ signal });
+  await using gateway = await openGateway({
+    dir,
+    listen: { hostname: "127.0.0.1", port: 0 },
+    runtime: () => runtime,
+  });
+  const figures = async (mode: "request" | "shared"): Promise<BurstFigures> => {
+    onProgress?.(`${n} requests at once, isolation ${mode}`);
+    const url = await deployed(gateway.url, `burst-${mode}`, { bundle, memMiB, mode, signal });
+    const forksBefore = forksOf(runtime, `burst-${mode}`);
+    using memory = new MemoryWatch(runtime.host.owner.run);
+    const asked = await askAll(url, n);
+    return {
+      ...shown(asked),
+      children: forksOf(runtime, `burst-${mode}`) - forksBefore,
+      privateBytes: memory.most,
+    };
+  };
+  const request = await figures("request");
+  const shared = await figures("shared");
+  onProgress?.(`${boots} VMs that are booted`);
+  const cold = await coldBoots(runtime, bundle, options);
+  const { accel = "tcg", cores, slots } = runtime;
+  return { accel, cores, slots, n, memMiB, request, shared, host, cold };
+}
+
+async function onHost(app: string, n: number): Promise<BurstBenchResult["host"]> {
+  await using server = await serveOnHost(app);
+  // As the parent of a worker has its modules loaded before anyone asks.
+  await ask(server.url);
+  return shown(await askAll(server.url, n));
+}
+
+function shown(asked: readonly Asked[]): { ttfbMs: Distribution; errors: number } {
+  const answered = asked.filter(({ ok }) => ok);
+  return {
+    ttfbMs: distributionOf(answered.map(({ ttfbMs }) => ttfbMs)),
+    errors: asked.length - answered.length,
+  };
+}
+
+function forksOf(runtime: VmTaskRuntime, name: string): number {
+  return runtime.requests.stats().find((one) => one.name === name)?.stats.forks ?? 0;
+}
+
+async function coldBoots(
+  { host, accel = "tcg" }: VmTaskRuntime,
+  bundle: WorkerBundle,
+  { memMiB, boots, signal }: BurstBenchOptions,
+): Promise<BurstBenchResult["cold"]> {
+  const image = await jsImage({ home: host.home, signal });
+  const times: number[] = [];
+  let privateBytes = 0;
+  for (let boot = 0; boot < boots; boot += 1) {
+    const began = performance.now();
+    await using vm = await bootVm({
+      ...{ host, boot: image, ram: "anonymous", signal },
+      profile: { accel, memMiB, cpus: 1, disk: image.disk, workerPort: true },
+    });
+    await using worker = await loadColdWorker(vm, bundle, signal);
+    const answer = await worker.fetch({ method: "GET", url: "http://localhost/items/7" }, { signal });
+    times.push(performance.now() - began);
+    privateBytes = Math.max(privateBytes, privateBytesOf(vm.qemu.pid));
+    await answer.body.cancel();
+  }
+  return { ttfbMs: distributionOf(times), boots, privateBytes };
+}
+
+/** The most memory that all VMs have had together. Nothing tells of a process's memory but looking. */
+class MemoryWatch implements Disposable {
+  most = 0;
+  readonly #timer: ReturnType<typeof setInterval>;
+
+  constructor(run: string) {
+    const look = () => {
+      const now = processesOf(run).reduce((sum, pid) => sum + heldBytesOf(pid), 0);
+      this.most = Math.max(this.most, now);
+    };
+    this.#timer = setInterval(look, SAMPLE_MS);
+  }
+
+  [Symbol.dispose](): void {
+    clearInterval(this.#timer);
+  }
+}
+
+/** How many times sooner a burst is answered by forks than by booted VMs. */
+export function timesSooner({ request, cold }: BurstBenchResult): number {
+  return cold.ttfbMs.p50 / request.ttfbMs.p50;
+}
+
+/** Bytes of one fork, beyond what all share. */
+export function bytesEach({ request, slots, n }: BurstBenchResult): number {
+  return Math.round(request.privateBytes / Math.min(slots, n) / MIB) * MIB;
+}

@@ -1,0 +1,9 @@
+import { Hono } from "hono";
+
+/** An app that has something to get warm: a table that is made once, and looked up by each request. */
+const app = new Hono();
+const table = Array.from({ length: 10_000 }, (_, index) => ({ id: index, name: `item ${index}` }));
+
+app.get("/items/:id", (c) => c.json(table[Number(c.req.param("id"))] ?? null));
+
+export default app;

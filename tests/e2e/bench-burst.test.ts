@@ -1,0 +1,34 @@
+import { afterAll, beforeAll, expect, test } from "bun:test";
+import type { BurstBenchResult } from "../../bench/burst.ts";
+import { CliSandbox } from "../support/cli.ts";
+
+let sandbox: CliSandbox;
+
+beforeAll(() => {
+  sandbox = new CliSandbox();
+});
+
+afterAll(async () => {
+  expect(sandbox.leftovers()).toEqual([]);
+  await sandbox[Symbol.asyncDispose]();
+}, 60_000);
+
+test("flurry bench burst --json answers a burst in forks without an error, and figures that fit together", async () => {
+  const args = ["bench", "burst", "--n", "6", "--memory", "256", "--boots", "1", "--json"];
+  const { status, stdout, stderr } = await sandbox.flurry(args);
+  expect(stderr).toContain("Measuring");
+  expect(status).toBe(0);
+  const result: BurstBenchResult = JSON.parse(stdout);
+  expect([result.n, result.memMiB, result.cold.boots]).toEqual([6, 256, 1]);
+  expect([result.request.errors, result.shared.errors, result.host.errors]).toEqual([0, 0, 0]);
+  // Each request has a child of its own, and none is forked in vain.
+  expect(result.request.children).toBe(6);
+  expect(result.shared.children).toBeLessThan(6);
+  for (const { ttfbMs } of [result.request, result.shared, result.host, result.cold]) {
+    expect(ttfbMs.p50).toBeGreaterThan(0);
+    expect(ttfbMs.max).toBeGreaterThanOrEqual(ttfbMs.p50);
+  }
+  expect(result.request.privateBytes).toBeGreaterThan(0);
+  // A fork that begins with the worker loaded does far less than a VM that boots and loads it.
+  expect(result.request.ttfbMs.p50).toBeLessThan(result.cold.ttfbMs.p50);
+}, 600_000);
