@@ -1,4 +1,5 @@
 import { type HeaderList, headersProblem } from "../protocol/worker/headers.ts";
+import { knownBody } from "./response-shim.ts";
 
 /** The head of an answer, and its body's stream. */
 export interface AnswerHead {
@@ -22,7 +23,7 @@ export function answerHead(result: unknown, method: string): AnswerHead {
   }
   const { status } = result;
   if (status < 200 || status > 599) throw new TypeError(`A response cannot have the status ${status}`);
-  const headers = [...result.headers] as [string, string][];
+  const headers = sentHeaders(result, method);
   const problem = headersProblem(headers);
   if (problem) throw new TypeError(`The worker's response has ${problem}`);
   const { body } = result;
@@ -34,6 +35,30 @@ export function answerHead(result: unknown, method: string): AnswerHead {
     return { status, headers, body: null };
   }
   return { status, headers, body };
+}
+
+/**
+ * A response's headers as Bun's own server would send them: the length is the body's, whatever the worker
+ * says; a body without a type has one; and a type that came with the body is left out where no body is.
+ */
+function sentHeaders(response: Response, method: string): [string, string][] {
+  const headers = [...response.headers] as [string, string][];
+  const known = knownBody(response);
+  const { status, body } = response;
+  const sent = headers.filter(([name, value]) => {
+    if (name === "content-length") return status === 304 || (method === "HEAD" && body === null);
+    const isImplied = name === "content-type" && value === known?.implied;
+    return !(isImplied && (method === "HEAD" || known?.size === 0));
+  });
+  if (bodiless.has(status) && status !== 205) return sent;
+  const { fallback } = known ?? {};
+  if (fallback && known?.size && method !== "HEAD" && !response.headers.has("content-type")) {
+    sent.push(["content-type", fallback]);
+  }
+  const size = body === null || status === 205 ? 0 : known?.size;
+  const isSaid = sent.some(([name]) => name === "content-length");
+  if (size !== undefined && !isSaid) sent.push(["content-length", String(size)]);
+  return sent;
 }
 
 /** Responses of another realm, or of a library's own class, are as good. */
@@ -63,23 +88,5 @@ export function problemAnswer(
   return new Response(JSON.stringify(problem), {
     status,
     headers: { "content-type": "application/problem+json" },
-  });
-}
-
-/**
- * Repairs a gap of Bun 1.4: `new Response("text")` has no Content-Type before Bun's own server sends it,
- * while the Fetch standard ("extract a body") gives it one at once, and workers rely on that.
- */
-export function shimResponse(): void {
-  const native = globalThis.Response;
-  globalThis.Response = new Proxy(native, {
-    construct(target, args, newTarget) {
-      const self = newTarget === globalThis.Response ? target : newTarget;
-      const response: Response = Reflect.construct(target, args, self);
-      if (typeof args[0] === "string" && !response.headers.has("content-type")) {
-        response.headers.set("content-type", "text/plain;charset=UTF-8");
-      }
-      return response;
-    },
   });
 }

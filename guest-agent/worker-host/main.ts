@@ -1,10 +1,10 @@
-import { shimResponse } from "./answers.ts";
 import { captureOutput } from "./capture.ts";
 import { DevicePort } from "./device-port.ts";
 import { captureFailures } from "./failures.ts";
 import { WorkerHost } from "./host.ts";
 import { Records } from "./records.ts";
 import { renew } from "./renew.ts";
+import { shimResponse } from "./response-shim.ts";
 import { SocketPort } from "./socket-port.ts";
 
 /**

@@ -13,10 +13,11 @@ export function serveOnBun({ hostname, port, fetch, onError }: ListenOptions): R
     idleTimeout: IDLE_SECONDS,
     // The gateway has limits of its own, and answers with a problem.
     maxRequestBodySize: Number.MAX_SAFE_INTEGER,
-    fetch(request, self) {
+    async fetch(request, self) {
       // A stream may be silent for as long as it likes, and its reader slow.
       self.timeout(request, 0);
-      return fetch(request);
+      const answer = await fetch(request);
+      return request.method === "HEAD" ? withoutLength(answer) : answer;
     },
     error: onError,
   });
@@ -25,4 +26,15 @@ export function serveOnBun({ hostname, port, fetch, onError }: ListenOptions): R
     drain: () => server.stop(false),
     cut: () => server.stop(true),
   };
+}
+
+/**
+ * An answer to HEAD whose length is not known. Of one without a body Bun says that it would have none, even
+ * where GET has one (RFC 9110, 8.6).
+ */
+function withoutLength(answer: Response): Response {
+  const { body, status, headers } = answer;
+  const isEmpty = status === 204 || status === 205 || status === 304;
+  if (body !== null || isEmpty || headers.has("content-length")) return answer;
+  return new Response(new ReadableStream({}, { highWaterMark: 0 }), { status, headers });
 }

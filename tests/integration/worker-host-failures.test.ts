@@ -80,7 +80,11 @@ test("a handler's error is a 500 that tells nothing, and a log record that tells
         retryable: false,
       },
     });
-    expect(answer.headers).toEqual([["content-type", "application/problem+json"]]);
+    const length = String(Buffer.byteLength(body));
+    expect(answer.headers).toEqual([
+      ["content-type", "application/problem+json"],
+      ["content-length", length],
+    ]);
     expect(host.logs).toMatchObject([{ level: "error", stream: "stderr", requestId: `id of ${path}` }]);
     expect(host.logs[0]!.text).toMatch(pattern);
   }

@@ -51,7 +51,7 @@ export async function answerRequest(
   try {
     const begun = child.worker.begin(request, { signal, timeoutMs });
     done = begun.done;
-    const { answer, read } = answerOf(request.method, await begun.response);
+    const { answer, read } = await answerOf(request.method, await begun.response);
     // An exit is told before the answer that it left behind.
     if (child.death) throw child.death;
     isAnswered = true;

@@ -1,0 +1,80 @@
+import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { existsSync } from "node:fs";
+import { setTimeout as sleep } from "node:timers/promises";
+import { bundleWorker } from "../../guest-agent/worker-host/bundle.ts";
+import type { WorkerVersion } from "../../runtime/api/mod.ts";
+import { VmTaskRuntime } from "../../runtime/workers/vm-task-runtime.ts";
+import { GatewaySandbox } from "../support/gateway-sandbox.ts";
+import type { WireAnswer } from "../support/http-exchange.ts";
+import { answersApp, askAll, comparable, type JsApp, jsApps, PlainBun } from "../support/js-apps.ts";
+import { SETUP_MS, TEST_MS, type TemporaryDirectory } from "../support/vm.ts";
+import { homeWithImages } from "../support/workers-runtime.ts";
+
+let home: TemporaryDirectory;
+let runtime: VmTaskRuntime;
+let gateway: GatewaySandbox;
+
+beforeAll(async () => {
+  home = await homeWithImages();
+  runtime = await VmTaskRuntime.open({ home: home.path, slots: 8 });
+  gateway = await GatewaySandbox.open({ runtime: () => runtime });
+}, SETUP_MS);
+
+afterAll(async () => {
+  const { run, shm } = runtime.host.owner;
+  await gateway[Symbol.asyncDispose]();
+  expect([run, shm].filter((path) => existsSync(path))).toEqual([]);
+  home[Symbol.dispose]();
+}, TEST_MS);
+
+/** Deploys an app as a worker of its name, with a host name too. */
+async function deploy({ name, entry }: JsApp): Promise<void> {
+  const { code } = await bundleWorker(entry);
+  const http = { isolation: { mode: "shared" }, hosts: [`${name}.example`] };
+  const json = { module: { code, entry: "worker.ts" }, memoryMiB: 512, http };
+  const path = `/v1/workers/${name}`;
+  let worker = await gateway.json<WorkerVersion>(path, { method: "PUT", json }, 201);
+  while (worker.state !== "ready") {
+    if (worker.state === "failed") throw new Error(worker.error?.message);
+    // There is no event of it: `flurry deploy` looks as often.
+    await sleep(250);
+    worker = await gateway.json<WorkerVersion>(path);
+  }
+}
+
+/** What the gateway adds below its own origin, and takes from no app. */
+const SANDBOX = "sandbox allow-downloads allow-forms allow-modals allow-popups allow-scripts";
+
+/** The app's own answer: without the policy that each answer below /w/ has beside the app's. */
+function withoutPolicy(answer: WireAnswer): WireAnswer {
+  const headers = answer.headers.flatMap(([name, value]): [string, string][] => {
+    if (name !== "content-security-policy") return [[name, value]];
+    expect(value).toEndWith(SANDBOX);
+    const own = value.slice(0, -SANDBOX.length).replace(/, $/, "");
+    return own === "" ? [] : [[name, own]];
+  });
+  return { ...answer, headers };
+}
+
+describe("applications that were not written for Flurry", () => {
+  for (const app of [...jsApps, answersApp]) {
+    test(
+      `${app.name} answers ${app.requests.length} requests through /w/ and by its host name as on plain Bun`,
+      async () => {
+        await deploy(app);
+        await using bun = await PlainBun.serving(app.entry);
+        const added = ["x-request-id"];
+        for (const options of [{ prefix: `/w/${app.name}` }, { host: `${app.name}.example` }]) {
+          const plain = await askAll(bun.port, app, { ...options, prefix: "" });
+          const answers = await askAll(gateway.port, app, options);
+          for (const { headers } of answers) expect(headers.map(([name]) => name)).toContain("x-request-id");
+          const own = options.prefix === undefined ? answers : answers.map(withoutPolicy);
+          const expected = comparable(app, plain);
+          for (const [i, answer] of comparable(app, own, added).entries())
+            expect(answer).toEqual(expected[i]);
+        }
+      },
+      TEST_MS,
+    );
+  }
+});
