@@ -143,6 +143,20 @@ export type WorkerVersion = z.infer<typeof WorkerVersion>;
 
 export const WorkerPage = pageOf(WorkerVersion).meta({ id: "WorkerPage" });
 
+/** Something that a JS worker has printed while it answered requests. */
+export const WorkerLogRecord = z
+  .object({
+    id: z.int().meta({ description: "Grows; a list can be taken up again after it" }),
+    at: Time,
+    vm: z.string(),
+    level: z.enum(["debug", "info", "warn", "error"]),
+    text: z.string(),
+    requestId: z.string().optional(),
+  })
+  .meta({ id: "WorkerLogRecord" });
+export type WorkerLogRecord = z.infer<typeof WorkerLogRecord>;
+export const WorkerLogPage = z.object({ items: z.array(WorkerLogRecord) }).meta({ id: "WorkerLogPage" });
+
 /** The version that jobs get when they name none. */
 export const CurrentVersion = z.strictObject({ version: z.int().min(1) }).meta({ id: "CurrentVersion" });
 

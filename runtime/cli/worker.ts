@@ -6,6 +6,7 @@ import type { WorkerVersion } from "../client/mod.ts";
 import { formatTable } from "./format.ts";
 import { type GatewayOptions, gatewayClient, gatewayOptions } from "./gateway-client.ts";
 import { Output } from "./output.ts";
+import { showLogs } from "./worker-logs.ts";
 import { rollBack } from "./worker-rollback.ts";
 import { type SpecOptions, specOf, specOptions } from "./worker-spec.ts";
 
@@ -16,7 +17,7 @@ Examples:
 
 A spec is what PUT /v1/workers/{name} takes: docs/api.md has it.`;
 
-/** `flurry worker put|ls|get|use|rollback|rm`: what jobs may name in place of an image and a command. */
+/** `flurry worker put|ls|get|use|rollback|logs|rm`: what jobs may name in place of an image and a command. */
 export function workerCommand(): Command {
   const command = new Command("worker").description("Deploys workers, which jobs run by their name");
   const put = command
@@ -66,7 +67,15 @@ export function workerCommand(): Command {
     .argument("<name...>", "names of workers")
     .addHelpText("after", "\nExamples:\n  flurry worker rm render")
     .action((names: string[], options: GatewayOptions) => removeAll(names, options));
-  for (const each of [put, list, get, use, rollback, remove]) gatewayOptions(each);
+  const logs = command
+    .command("logs")
+    .summary("Show what a JS worker prints")
+    .description("Shows what a JS worker has printed of late while it answered requests")
+    .argument("<name>", "name of the worker")
+    .option("-f, --follow", "go on as it prints more")
+    .addHelpText("after", "\nExamples:\n  flurry worker logs shop --follow")
+    .action((name: string, options: GatewayOptions & { follow?: boolean }) => showLogs(name, options));
+  for (const each of [put, list, get, use, rollback, logs, remove]) gatewayOptions(each);
   return command;
 }
 

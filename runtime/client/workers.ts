@@ -1,4 +1,10 @@
-import { WorkerPage, type WorkerSpecInput, WorkerVersion } from "../api/mod.ts";
+import {
+  WorkerLogPage,
+  type WorkerLogRecord,
+  WorkerPage,
+  type WorkerSpecInput,
+  WorkerVersion,
+} from "../api/mod.ts";
 import type { CallOptions, ListOptions } from "./jobs.ts";
 import { itemsOf } from "./pages.ts";
 import type { Transport } from "./transport.ts";
@@ -45,6 +51,23 @@ export class WorkersApi {
   setCurrent(name: string, version: number, { signal }: CallOptions = {}): Promise<WorkerVersion> {
     const options = { method: "PUT" as const, json: { version }, signal };
     return this.#transport.json(pathOf(name, "/current"), WorkerVersion, options);
+  }
+
+  /**
+   * What a JS worker has printed of late while it answered requests.
+   *
+   * @param options.after - only records after this id
+   * @param options.waitMs - how long to wait for one when there is none
+   */
+  async logs(
+    name: string,
+    { after, waitMs, signal }: CallOptions & { after?: number; waitMs?: number } = {},
+  ): Promise<WorkerLogRecord[]> {
+    const { items } = await this.#transport.json(pathOf(name, "/logs"), WorkerLogPage, {
+      query: { after, waitMs },
+      signal,
+    });
+    return items;
   }
 
   /** Takes a worker away; its jobs go on. */

@@ -5,6 +5,7 @@ import type { Jobs } from "../jobs/jobs.ts";
 import type { Store } from "../jobs/ports.ts";
 import type { TaskRuntime } from "../jobs/task-runtime.ts";
 import type { ServedVersion, ServeOptions } from "../workers/js/js-services.ts";
+import type { WorkerLogs } from "../workers/js/worker-logs.ts";
 import type { GatewayMetrics } from "./metrics.ts";
 import type { StreamPace } from "./stream-pace.ts";
 import type { WebhookGuard } from "./webhook-guard.ts";
@@ -14,6 +15,7 @@ import type { WorkerHosts } from "./worker-hosts.ts";
 export interface WorkerRequests {
   handle(worker: ServedVersion, request: Request, options: ServeOptions): Promise<Response>;
   remove(name: string): void;
+  readonly logs: Pick<WorkerLogs, "read" | "onAppend">;
 }
 
 /** What runs tasks, and answers requests if it can. */

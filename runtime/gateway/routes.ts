@@ -10,6 +10,7 @@ import { jobsRoutes } from "./jobs-routes.ts";
 import { keysRoutes } from "./keys-routes.ts";
 import { secretsRoutes } from "./secrets-routes.ts";
 import { submitRoutes } from "./submit-routes.ts";
+import { workerLogsRoutes } from "./worker-logs-routes.ts";
 import { workersRoutes } from "./workers-routes.ts";
 
 /** All that a gateway answers, in the order of its documentation. */
@@ -21,6 +22,7 @@ export function gatewayRoutes(context: GatewayContext): GatewayApp[] {
     artifactRoutes(context),
     deliveriesRoutes(context),
     workersRoutes(context),
+    workerLogsRoutes(context),
     secretsRoutes(context),
     keysRoutes(context),
     hostsRoutes(context),

@@ -1,7 +1,9 @@
 import { describe, expect, test } from "bun:test";
 import { FlurryError } from "../../errors/errors.ts";
+import type { WorkerLogRecord } from "../../runtime/api/mod.ts";
 import type { GatewayRuntime } from "../../runtime/gateway/context.ts";
 import type { ServedVersion, ServeOptions } from "../../runtime/workers/js/js-services.ts";
+import { WorkerLogs } from "../../runtime/workers/js/worker-logs.ts";
 import { GatewaySandbox, idleRuntime, problemFrom } from "../support/gateway-sandbox.ts";
 
 interface Asked {
@@ -15,6 +17,7 @@ type Script = (request: Request, asked: Asked) => Response | Promise<Response>;
 function answering(script: Script) {
   const asked: Asked[] = [];
   const removed: string[] = [];
+  const logs = new WorkerLogs();
   const runtime: GatewayRuntime = {
     ...idleRuntime(),
     requests: {
@@ -23,9 +26,10 @@ function answering(script: Script) {
         return await script(request, { worker, options });
       },
       remove: (name) => void removed.push(name),
+      logs,
     },
   };
-  return { asked, removed, runtime: () => runtime };
+  return { asked, removed, logs, runtime: () => runtime };
 }
 
 const module = { code: "export default { fetch: () => new Response('hello') }" };
@@ -184,6 +188,60 @@ describe("requests to workers", () => {
     await gateway.fetch("/w/lost/");
     expect(await asked[0]!.worker.secrets()).toEqual({ TOKEN: "hush" });
     await expect(asked[1]!.worker.secrets()).rejects.toMatchObject({ code: "SECRET_NOT_FOUND" });
+  });
+});
+
+describe("GET /v1/workers/{name}/logs", () => {
+  test("gives what a worker has printed, and waits for more", async () => {
+    const { logs, runtime } = answering(() => new Response("ok"));
+    await using gateway = await GatewaySandbox.open({ runtime });
+    await deploy(gateway, "shop");
+    const read = async (query = "") => {
+      const { items } = await gateway.json<{ items: WorkerLogRecord[] }>(`/v1/workers/shop/logs${query}`);
+      return items;
+    };
+    const { onLog, onFault } = logs.of("shop");
+    const entry = {
+      stream: "stdout" as const,
+      level: "info" as const,
+      time: 0,
+      requestId: "r-1",
+      dropped: 0,
+    };
+    expect(await read()).toEqual([]);
+    onLog!("vm-1", { ...entry, text: "one" });
+    const [one] = await read();
+    expect(one).toMatchObject({ vm: "vm-1", level: "info", text: "one", requestId: "r-1" });
+    const waiting = read(`?after=${one!.id}&waitMs=30000`);
+    logs.of("other").onLog!("vm-2", { ...entry, text: "not of it" });
+    onFault!("vm-1", {
+      kind: "exit",
+      message: "it left",
+      stack: undefined,
+      exitCode: 1,
+      requestId: undefined,
+      time: 0,
+    });
+    expect((await waiting).map(({ level, text }) => [level, text])).toEqual([["error", "it left"]]);
+    expect(await gateway.problem("/v1/workers/none/logs")).toMatchObject({ code: "WORKER_NOT_FOUND" });
+  });
+
+  test("keeps the last 1000 records, and 512 Ki characters", async () => {
+    const logs = new WorkerLogs();
+    const { onLog } = logs.of("shop");
+    const entry = {
+      stream: "stdout" as const,
+      level: "info" as const,
+      time: 0,
+      requestId: undefined,
+      dropped: 0,
+    };
+    for (let count = 1; count <= 1500; count += 1) onLog!("vm", { ...entry, text: String(count) });
+    expect(logs.read("shop", 0).map(({ text }) => text)).toEqual(
+      Array.from({ length: 1000 }, (_, index) => String(index + 501)),
+    );
+    for (let count = 0; count < 100; count += 1) onLog!("vm", { ...entry, text: "x".repeat(8192) });
+    expect(logs.read("shop", 0).length).toBe(64);
   });
 });
 

@@ -8,8 +8,9 @@ import type { Isolation } from "../scaling/isolation.ts";
 import type { ScalingPorts } from "../scaling/ports.ts";
 import type { RouterStats } from "../scaling/router-stats.ts";
 import { SingleFlight } from "../single-flight.ts";
-import { JsChild, type WorkerOutput } from "./js-child.ts";
+import { JsChild } from "./js-child.ts";
 import { JsService } from "./js-service.ts";
+import { WorkerLogs } from "./worker-logs.ts";
 
 const logger = getLogger(["flurry", "workers"]);
 
@@ -52,8 +53,9 @@ interface Running {
  * have.
  */
 export class JsServices implements AsyncDisposable {
+  /** What the workers print. */
+  readonly logs = new WorkerLogs();
   readonly #families: Families;
-  readonly #output: (worker: string) => WorkerOutput;
   readonly #running = new Map<string, Running>();
   readonly #opening = new SingleFlight();
   /** Versions that could not be made ready: why, and until when. Monotonic. */
@@ -61,10 +63,8 @@ export class JsServices implements AsyncDisposable {
   readonly #background = new Set<Promise<void>>();
   readonly #stop = new AbortController();
 
-  /** @param output - takes what a worker's children print */
-  constructor(families: Families, output: (worker: string) => WorkerOutput = () => ({})) {
+  constructor(families: Families) {
     this.#families = families;
-    this.#output = output;
   }
 
   /**
@@ -89,6 +89,7 @@ export class JsServices implements AsyncDisposable {
   remove(name: string): void {
     const running = this.#running.get(name);
     this.#running.delete(name);
+    this.logs.remove(name);
     if (running) this.#retire(running);
   }
 
@@ -146,7 +147,7 @@ export class JsServices implements AsyncDisposable {
 
   #portsOf({ name, spec, secrets }: ServedVersion, family: string): ScalingPorts<JsChild> {
     const families = this.#families;
-    const output = this.#output(name);
+    const output = this.logs.of(name);
     let index = 0;
     return {
       admit: (signal) => families.admit(family, signal),

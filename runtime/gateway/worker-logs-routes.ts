@@ -1,0 +1,76 @@
+import { createRoute, OpenAPIHono, z } from "@hono/zod-openapi";
+import { FlurryError } from "../../errors/errors.ts";
+import { Name, WorkerLogPage, type WorkerLogRecord } from "../api/mod.ts";
+import { requireScope } from "./auth.ts";
+import type { GatewayContext, GatewayEnv } from "./context.ts";
+import { jsonResponse, problems } from "./openapi.ts";
+
+/** Longest time that a reader is kept waiting for what comes next, in ms. */
+const MOST_WAIT_MS = 30_000;
+
+const readLogs = createRoute({
+  method: "get",
+  path: "/v1/workers/{name}/logs",
+  operationId: "readWorkerLogs",
+  tags: ["workers"],
+  summary: "Read what a JS worker has printed of late while it answered requests",
+  description:
+    "The last 1000 records are kept, as long as the gateway runs. To follow, ask again with the last `id` as `after`.",
+  middleware: requireScope("read"),
+  request: {
+    params: z.object({ name: Name }),
+    query: z.object({
+      after: z.coerce.number().int().min(0).default(0).meta({ description: "Only records after this id" }),
+      waitMs: z.coerce
+        .number()
+        .int()
+        .min(0)
+        .max(MOST_WAIT_MS)
+        .default(0)
+        .meta({ description: "How long to wait for a record when there is none" }),
+    }),
+  },
+  responses: { 200: jsonResponse("Records, oldest first", WorkerLogPage), ...problems(404) },
+});
+
+/** What workers print. */
+export function workerLogsRoutes({ store, runtime, signal }: GatewayContext): OpenAPIHono<GatewayEnv> {
+  const app = new OpenAPIHono<GatewayEnv>();
+  app.openapi(readLogs, async (c) => {
+    const { name } = c.req.valid("param");
+    const { after, waitMs } = c.req.valid("query");
+    if ((await store.workers.get(name)) === undefined) {
+      throw new FlurryError("WORKER_NOT_FOUND", `There is no worker "${name}"`);
+    }
+    const logs = runtime.requests?.logs;
+    const over = AbortSignal.any([signal, c.req.raw.signal]);
+    const items = logs ? await next(() => logs.read(name, after), logs, waitMs, over) : [];
+    return c.json({ items }, 200);
+  });
+  return app;
+}
+
+/** Reads, and waits for something to read if there is nothing. */
+async function next(
+  read: () => WorkerLogRecord[],
+  logs: { onAppend(listener: () => void): Disposable },
+  waitMs: number,
+  over: AbortSignal,
+): Promise<WorkerLogRecord[]> {
+  const found = read();
+  if (found.length > 0 || waitMs === 0 || over.aborted) return found;
+  const { promise, resolve } = Promise.withResolvers<void>();
+  const timer = setTimeout(resolve, waitMs);
+  const onAbort = () => resolve();
+  using _appended = logs.onAppend(() => {
+    if (read().length > 0) resolve();
+  });
+  over.addEventListener("abort", onAbort, { once: true });
+  try {
+    await promise;
+    return read();
+  } finally {
+    clearTimeout(timer);
+    over.removeEventListener("abort", onAbort);
+  }
+}
