@@ -68,6 +68,8 @@ export const errorCodes = {
   QUEUE_FULL: { http: 429, exit: 5 },
   LIMIT_REACHED: { http: 429, exit: 5 },
   WEBHOOK_FORBIDDEN: { http: 422, exit: 2 },
+  OUTBOUND_FORBIDDEN: { http: 403, exit: 2 },
+  OUTBOUND_FAILED: { http: 502, exit: 4 },
 
   STORE_FAILED: { http: 500, exit: 5 },
   STORE_TOO_NEW: { http: 500, exit: 3 },

@@ -22,7 +22,7 @@ export class InboundStream {
   #queue: Uint8Array[] = [];
   #credit: number = limits.WINDOW_TO_HOST;
   #owed = 0;
-  #end: { error: AgentError | undefined } | undefined;
+  #end: { error: Error | undefined } | undefined;
   #wake: (() => void) | undefined;
 
   constructor(hooks: InboundHooks) {
@@ -66,7 +66,7 @@ export class InboundStream {
   }
 
   /** The guest closed the stream: what waits is still read. With an error, that comes after it. */
-  end(error?: AgentError): void {
+  end(error?: Error): void {
     this.#end ??= { error };
     this.#notify();
   }
@@ -119,7 +119,7 @@ export interface OutboundHooks {
 export class OutboundStream {
   readonly #hooks: OutboundHooks;
   #credit: number = limits.WINDOW_TO_GUEST;
-  #failure: AgentError | undefined;
+  #failure: Error | undefined;
   #ended = false;
   #wake: (() => void) | undefined;
 
@@ -167,7 +167,7 @@ export class OutboundStream {
   }
 
   /** Makes this and every later write throw. */
-  fail(error: AgentError): void {
+  fail(error: Error): void {
     this.#failure ??= error;
     this.#notify();
   }

@@ -54,7 +54,7 @@ export async function bundleWorker(entry: string, options: BundleOptions = {}): 
   const cwd = dirname(path);
   const name = `./${basename(path)}`;
   try {
-    const flags = [...buildFlags, ...placeFlags, "--sourcemap=inline"];
+    const flags = [...buildFlags, ...placeFlags, ...fetchFlags, "--sourcemap=inline"];
     const code = asMain(await run(bun, ["build", name, ...flags], cwd, options.signal));
     return { code, bytes: Buffer.byteLength(code), hash: createHash("sha256").update(code).digest("hex") };
   } catch (error) {
@@ -75,6 +75,9 @@ const buildFlags = [
 
 /** Where a worker's sources were built is nothing that it should see, or that should make it another one. */
 const placeFlags = ["--define", '__dirname="/worker"', "--define", '__filename="/worker/worker.js"'];
+
+/** Where a worker's `Bun.fetch` would go by itself, there is no network; and nothing can take its place in Bun. */
+const fetchFlags = ["--define", "Bun.fetch=globalThis.fetch"];
 
 /**
  * `import.meta.main` is true in a worker, which is loaded by the worker host but is the program that the

@@ -4,6 +4,7 @@ import { Outbox } from "../protocol/worker/outbox.ts";
 import { describeFailure, type WorkerExit } from "./failures.ts";
 import { loadWorker } from "./load.ts";
 import type { Operation } from "./operation.ts";
+import type { OutboundCalls } from "./outbound-calls.ts";
 import type { Port, PortEvents } from "./port.ts";
 import { cut, type Records } from "./records.ts";
 import { runFetch } from "./run-fetch.ts";
@@ -21,6 +22,8 @@ type Of<T extends Question["type"]> = Extract<Question, { type: T }>;
 
 export interface WorkerHostOptions {
   records: Records;
+  /** The worker's own requests. */
+  calls: OutboundCalls;
   /** The bundle to load when the host names none. */
   entry?: string | undefined;
   /** Renews in a child what a fork must not have copied. */
@@ -86,8 +89,7 @@ export class WorkerHost implements PortEvents {
         reply("PONG");
         break;
       case "QUIESCE":
-        if (this.#running === 0) session.quiet(reply);
-        else refuse(reply, "BUSY", `${this.#running} requests are running`);
+        this.#quiesce(reply, session);
         break;
       case "SHUTDOWN":
         reply("STOPPING");
@@ -119,7 +121,7 @@ export class WorkerHost implements PortEvents {
   #begin(): void {
     this.#end();
     this.#outbox = new Outbox((bytes) => this.#port.write(bytes));
-    this.#session = new Session(this.#outbox, this.#options.records, this);
+    this.#session = new Session(this.#outbox, this.#options.records, this.#options.calls, this);
   }
 
   #end(): void {
@@ -136,6 +138,13 @@ export class WorkerHost implements PortEvents {
     act().finally(() => {
       this.#running--;
     });
+  }
+
+  #quiesce(reply: Reply, session: Session): void {
+    const outbound = this.#options.calls.size;
+    if (this.#running > 0) refuse(reply, "BUSY", `${this.#running} requests are running`);
+    else if (outbound > 0) refuse(reply, "BUSY", `${outbound} requests of the worker's own are under way`);
+    else session.quiet(reply);
   }
 
   async #answer(question: Of<"LOAD" | "SETUP" | "FORKED">, reply: Reply): Promise<void> {
@@ -181,6 +190,7 @@ export class WorkerHost implements PortEvents {
     try {
       await this.#options.renew(question.seed);
       runner.become(question.vm, { ...question.env, ...question.secrets });
+      this.#options.calls.open();
       const { context, waits } = runner.context(new AbortController().signal, "fork");
       await runFor("fork", async () => await runner.handlers.onFork?.(context));
       await waits.settle();

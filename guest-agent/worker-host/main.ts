@@ -1,9 +1,12 @@
 import { captureOutput } from "./capture.ts";
 import { DevicePort } from "./device-port.ts";
 import { captureFailures } from "./failures.ts";
+import { shimFetch } from "./fetch.ts";
 import { WorkerHost } from "./host.ts";
+import { OutboundCalls } from "./outbound-calls.ts";
 import { Records } from "./records.ts";
 import { renew } from "./renew.ts";
+import { shimRequest } from "./request-shim.ts";
 import { shimResponse } from "./response-shim.ts";
 import { SocketPort } from "./socket-port.ts";
 
@@ -24,11 +27,14 @@ async function main(): Promise<void> {
   const port = name.startsWith("unix:")
     ? await SocketPort.listen(name.slice("unix:".length))
     : await DevicePort.open(name);
-  const host = new WorkerHost(port, { records, entry, renew, exit: exiter() });
+  const calls = new OutboundCalls();
+  const host = new WorkerHost(port, { records, calls, entry, renew, exit: exiter() });
   process.stdout.write("listening\n");
   captureOutput(records);
   captureFailures(records, (reason) => host.onExit(reason));
   shimResponse();
+  shimRequest();
+  shimFetch(calls);
 }
 
 /** Ends the process by its own means, whatever is put in their place later. */

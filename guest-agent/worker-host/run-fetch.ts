@@ -1,5 +1,6 @@
 import type { HeaderList } from "../protocol/worker/headers.ts";
 import { type AnswerHead, answerHead, problemAnswer } from "./answers.ts";
+import { bytesOf } from "./chunks.ts";
 import type { Operation } from "./operation.ts";
 import type { Runner } from "./runner.ts";
 
@@ -59,15 +60,6 @@ async function sendAnswer(runner: Runner, operation: Operation, head: AnswerHead
     operation.breakOff("the worker's response failed while it was sent");
     await reader.cancel(error).catch(() => undefined); // it has failed already, and is in the log
   }
-}
-
-/** Bun lets streams of text through, as its own server does. */
-function bytesOf(chunk: unknown): Uint8Array {
-  if (chunk instanceof Uint8Array) return chunk;
-  if (typeof chunk === "string") return new TextEncoder().encode(chunk);
-  if (chunk instanceof ArrayBuffer) return new Uint8Array(chunk);
-  if (ArrayBuffer.isView(chunk)) return new Uint8Array(chunk.buffer, chunk.byteOffset, chunk.byteLength);
-  throw new TypeError(`A response's body has a chunk of type ${typeof chunk}, it needs bytes`);
 }
 
 function requestOf(operation: Operation, message: RequestMessage): Request {

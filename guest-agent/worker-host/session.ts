@@ -2,6 +2,7 @@ import { encodeData, encodeMessage } from "../protocol/codec.ts";
 import { MARKER, streams } from "../protocol/constants.ts";
 import { AgentError } from "../protocol/errors.ts";
 import {
+  OUTBOUND_ID_MIN,
   type WorkerRemoteCode,
   type WorkerType,
   workerLimits,
@@ -10,6 +11,7 @@ import {
 import { BadMessage, type HostMessage, parseHostMessage } from "../protocol/worker/host-messages.ts";
 import type { Outbox } from "../protocol/worker/outbox.ts";
 import { Operation } from "./operation.ts";
+import type { OutboundCalls } from "./outbound-calls.ts";
 import type { Records } from "./records.ts";
 
 type Of<T extends HostMessage["type"]> = Extract<HostMessage, { type: T }>;
@@ -38,17 +40,23 @@ export interface Refusal {
 export class Session {
   readonly #outbox: Outbox;
   readonly #records: Records;
+  readonly #calls: OutboundCalls;
   readonly #owner: SessionOwner;
   readonly #operations = new Map<number, Operation>();
   #isQuiet = false;
   #isClosed = false;
 
-  constructor(outbox: Outbox, records: Records, owner: SessionOwner) {
+  constructor(outbox: Outbox, records: Records, calls: OutboundCalls, owner: SessionOwner) {
     this.#outbox = outbox;
     this.#records = records;
+    this.#calls = calls;
     this.#owner = owner;
     outbox.push(MARKER);
     records.attach((frame) => outbox.push(frame));
+    calls.attach({
+      send: (type, id, fields) => this.#send(id, type, fields),
+      sendData: (id, chunk) => this.#sendData(id, chunk),
+    });
   }
 
   /** Payload of one frame, only valid during the call. */
@@ -56,6 +64,7 @@ export class Session {
     if (this.#isQuiet) {
       this.#isQuiet = false;
       this.#records.resume((frame) => this.#outbox.push(frame));
+      this.#calls.resume();
     }
     let message: HostMessage;
     try {
@@ -85,6 +94,7 @@ export class Session {
     if (this.#isClosed) return;
     this.#isClosed = true;
     this.#records.detach();
+    this.#calls.detach();
     const operations = [...this.#operations.values()];
     this.#operations.clear();
     for (const operation of operations) operation.onClose();
@@ -93,6 +103,7 @@ export class Session {
   /** Says this as the last thing; what the worker writes from now on waits for the host's next word. */
   quiet(reply: Reply): void {
     this.#records.detach();
+    this.#calls.hold();
     this.#isQuiet = true;
     reply("QUIESCED");
   }
@@ -103,6 +114,10 @@ export class Session {
   }
 
   #dispatch(message: HostMessage): void {
+    if (message.id >= OUTBOUND_ID_MIN && isOfStream(message)) {
+      this.#calls.onMessage(message);
+      return;
+    }
     const operation = this.#operations.get(message.id);
     switch (message.type) {
       case "REQUEST":
@@ -121,6 +136,11 @@ export class Session {
         break;
       case "CANCEL":
         operation?.cancel();
+        break;
+      case "ANSWER":
+      case "ABORT":
+      case "ERROR":
+        this.#refuse(message.id, { code: "BAD_MESSAGE", message: `${message.type} for an id of the host` });
         break;
       case "UNKNOWN":
         this.#refuse(message.id, { code: "UNKNOWN_TYPE", message: `There is no type ${message.number}` });
@@ -141,8 +161,8 @@ export class Session {
   #start(start: OperationStart): void {
     const { id } = start;
     const refusal =
-      id === 0
-        ? ({ code: "BAD_MESSAGE", message: "The id 0 is nobody's" } as const)
+      id === 0 || id >= OUTBOUND_ID_MIN
+        ? ({ code: "BAD_MESSAGE", message: `The id ${id} is not the host's to choose` } as const)
         : this.#operations.has(id)
           ? ({ code: "ID_IN_USE", message: `The id ${id} is in use` } as const)
           : this.#operations.size >= workerLimits.REQUESTS_MAX
@@ -163,15 +183,17 @@ export class Session {
   #channel(id: number) {
     return {
       send: (type: WorkerType, fields?: Record<string, unknown>) => this.#send(id, type, fields),
-      sendData: async (chunk: Uint8Array) => {
-        if (this.#isClosed) return;
-        this.#outbox.push(encodeData(id, streams.OUT, chunk));
-        await this.#outbox.room();
-      },
+      sendData: (chunk: Uint8Array) => this.#sendData(id, chunk),
       release: () => {
         this.#operations.delete(id);
       },
     };
+  }
+
+  async #sendData(id: number, chunk: Uint8Array): Promise<void> {
+    if (this.#isClosed) return;
+    this.#outbox.push(encodeData(id, streams.OUT, chunk));
+    await this.#outbox.room();
   }
 
   #refuse(id: number, { code, message }: Refusal): void {
@@ -181,4 +203,9 @@ export class Session {
   #send(id: number, type: WorkerType, fields?: Record<string, unknown>): void {
     if (!this.#isClosed) this.#outbox.push(encodeMessage(workerTypes[type], id, fields));
   }
+}
+
+/** What may be said of a request of the guest's own. */
+function isOfStream({ type }: HostMessage): boolean {
+  return ["ANSWER", "DATA", "END", "ABORT", "CREDIT", "CANCEL", "ERROR"].includes(type);
 }

@@ -53,11 +53,11 @@ const requests = fc.oneof(
   message("HELLO", fc.constant({})),
   message("QUIESCE", fc.constant({})),
   message("SETUP", fc.constant({})),
-  message("LOAD", fc.record({ protocol: fc.nat(2), name: fc.string(), entry: fc.constant("/nowhere.js") })),
+  message("LOAD", fc.record({ protocol: fc.nat(3), name: fc.string(), entry: fc.constant("/nowhere.js") })),
   message(
     "FORKED",
     fc.record({
-      protocol: fc.constant(1),
+      protocol: fc.constant(2),
       vm: fc.record({ id: fc.string(), index: amounts, generation: fc.nat(3) }),
       env: fc.dictionary(fc.constantFrom("A", "FAIL", "__proto__", ""), fc.string(), { maxKeys: 2 }),
       secrets: fc.constant({}),

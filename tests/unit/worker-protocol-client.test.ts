@@ -5,7 +5,7 @@ import { type WorkerLog, workerLimits } from "../../guest-agent/protocol/worker/
 import { rejection } from "../support/agent-peer.ts";
 import { ScriptedWorkerHost } from "../support/worker-peer.ts";
 
-const hello = { protocol: 1, runtime: "bun 1", pid: 1, loaded: false };
+const hello = { protocol: 2, runtime: "bun 1", pid: 1, loaded: false };
 const get = { method: "GET", url: "http://w/" };
 const log = { stream: "stdout", level: "info", text: "x", time: 1 };
 const fork = { vm: { id: "v", index: 1, generation: 1 }, env: {}, secrets: {}, seed: new Uint8Array(32) };
@@ -16,10 +16,10 @@ describe("WorkerClient", () => {
     const answer = rejection(guest.client.hello());
     const { id } = await guest.expect("HELLO");
     guest.greet();
-    guest.send("HELLO", id, { ...hello, protocol: 2 });
+    guest.send("HELLO", id, { ...hello, protocol: 1 });
     expect(await answer).toMatchObject({
       code: "AGENT_PROTOCOL",
-      message: expect.stringMatching(/version 2.*version 1/),
+      message: expect.stringMatching(/version 1.*version 2/),
     });
   });
 
@@ -27,7 +27,7 @@ describe("WorkerClient", () => {
     await using guest = await ScriptedWorkerHost.start();
     const ready = guest.client.forked({ ...fork, env: { A: "1" }, secrets: { B: "2" } });
     expect(await guest.expect("FORKED")).toMatchObject({
-      protocol: 1,
+      protocol: 2,
       vm: fork.vm,
       env: { A: "1" },
       secrets: { B: "2" },

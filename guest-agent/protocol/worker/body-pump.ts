@@ -20,7 +20,7 @@ export function pumpBody(body: WorkerBody, write: (chunk: Uint8Array) => Promise
       const { done, value } = await source.next();
       if (done || stopped) return;
       if (!(value instanceof Uint8Array)) {
-        throw new WorkerError("BAD_ARGUMENT", "A request's body has a chunk that is no Uint8Array");
+        throw new WorkerError("BAD_ARGUMENT", "A body has a chunk that is no Uint8Array");
       }
       await write(value);
     }

@@ -1,7 +1,8 @@
 import type { WaitOptions } from "../deadline.ts";
 import type { WorkerBody } from "./body-pump.ts";
-import type { DoneInfo, WorkerFault, WorkerLog } from "./guest-messages.ts";
+import type { DoneInfo, OutboundHead, WorkerFault, WorkerLog } from "./guest-messages.ts";
 import type { HeaderList } from "./headers.ts";
+import type { AnswerInfo } from "./host-messages.ts";
 
 export interface WorkerClientOptions {
   /** Whose worker this is, for error messages. @default "the VM" */
@@ -12,6 +13,8 @@ export interface WorkerClientOptions {
   onLog?: ((log: WorkerLog) => void) | undefined;
   /** Gets the worker's errors outside of its handlers, and its `process.exit`. It must not throw. */
   onFault?: ((fault: WorkerFault) => void) | undefined;
+  /** Makes the worker's own requests to others. @default refuses them all */
+  outbound?: OutboundHandler | undefined;
   /** Bytes of log that are taken per second; what the worker writes beyond is dropped in the guest. @default 1 MiB */
   logBytesPerSecond?: number | undefined;
   /** Requests and tasks at once; more are refused here with LIMIT. @default 128, which is also the most */
@@ -23,6 +26,27 @@ export interface WorkerClientOptions {
   /** For `hello`, `ping`, `quiesce` and `shutdown` that name no `timeoutMs` of their own. @default 30000 */
   requestTimeoutMs?: number | undefined;
 }
+
+/** A request of the worker to somebody else. */
+export interface OutboundRequest extends OutboundHead {
+  /** What is not read holds the worker up; cancelling it says that no more is wanted. */
+  body: ReadableStream<Uint8Array> | undefined;
+}
+
+export interface OutboundResponse extends Omit<AnswerInfo, "statusText"> {
+  statusText?: string | undefined;
+  /** None for an answer that has none, as one to HEAD. */
+  body?: WorkerBody | undefined;
+}
+
+/**
+ * Makes one request for a worker. Text of the guest is not to be trusted: where the URL leads, and each
+ * redirect, is the handler's to check. What it throws becomes a TypeError of the worker, with the message;
+ * an error with the code OUTBOUND_FORBIDDEN says that this worker may not, any other that it went wrong.
+ *
+ * @param signal - fires when nobody wants the answer any more: the worker gave up, or its VM is gone
+ */
+export type OutboundHandler = (request: OutboundRequest, signal: AbortSignal) => Promise<OutboundResponse>;
 
 export interface WorkerRequest {
   method: string;

@@ -1,5 +1,6 @@
 import { Buffer } from "node:buffer";
 import type { Socket } from "node:net";
+import { streams } from "../constants.ts";
 import type { WaitOptions } from "../deadline.ts";
 import { ask } from "./ask.ts";
 import { checkRequest, checkVariables, jsonBytes } from "./checks.ts";
@@ -17,6 +18,7 @@ import { WorkerError } from "./errors.ts";
 import { Exchange, type ExchangeStart } from "./exchange.ts";
 import type { DoneInfo, GuestMessage, LoadedInfo, WorkerHostInfo } from "./guest-messages.ts";
 import type { ForkInfo } from "./host-messages.ts";
+import { OutboundIntake } from "./outbound-intake.ts";
 import { RecordIntake } from "./record-intake.ts";
 
 /**
@@ -27,6 +29,7 @@ export class WorkerClient implements AsyncDisposable {
   readonly #connection: WorkerConnection;
   readonly #options: WorkerClientOptions;
   readonly #intake: RecordIntake;
+  readonly #outbound: OutboundIntake;
   #exchanges = 0;
   #requestCount = 0;
 
@@ -36,10 +39,15 @@ export class WorkerClient implements AsyncDisposable {
     this.#intake = new RecordIntake(options.logBytesPerSecond ?? 1 << 20, (bytes) =>
       this.#connection.send("CREDIT", 0, { s: 2, n: bytes }),
     );
+    this.#outbound = new OutboundIntake(options.outbound, {
+      send: (type, id, fields) => this.#connection.send(type, id, fields),
+      sendData: (id, chunk) => this.#connection.sendData(id, streams.IN, chunk),
+    });
     this.#connection = new WorkerConnection(socket, {
       name,
       stderr,
       onRecord: (message) => this.#onRecord(message),
+      outbound: this.#outbound,
     });
     // Without this the timer of a dead channel would speak into it.
     this.#connection.closed.then(() => this.#intake.pause());
@@ -117,12 +125,13 @@ export class WorkerClient implements AsyncDisposable {
 
   /**
    * Brings the channel to rest before the VM is frozen: once this resolves, nothing is under way in
-   * either direction until the next call. Refused while requests or tasks run, `waitUntil` included.
+   * either direction until the next call. Refused while requests or tasks run, `waitUntil` and
+   * the worker's own requests included.
    *
    * @throws WorkerError AGENT_REFUSED with `remote` BUSY
    */
   async quiesce(options: WaitOptions = {}): Promise<void> {
-    const { pending } = this.#connection;
+    const pending = this.#connection.pending + this.#outbound.size;
     if (pending > 0) {
       throw new WorkerError("AGENT_REFUSED", `Cannot quiesce: ${pending} requests are running`, {
         remote: "BUSY",

@@ -2,7 +2,7 @@ import type { Socket } from "node:net";
 import { encodeData, encodeMessage, FrameReader } from "../codec.ts";
 import { MARKER, type StreamNumber } from "../constants.ts";
 import { AgentError } from "../errors.ts";
-import { type WorkerType, workerTypes } from "./constants.ts";
+import { OUTBOUND_ID_MIN, type WorkerType, workerTypes } from "./constants.ts";
 import { asWorkerError, WorkerError } from "./errors.ts";
 import { type GuestMessage, parseGuestMessage } from "./guest-messages.ts";
 import { Outbox } from "./outbox.ts";
@@ -25,6 +25,8 @@ export interface WorkerConnectionOptions {
   stderr: (() => string) | undefined;
   /** Gets the messages that belong to nobody's id: LOG and FAULT. May throw as a handler's `onMessage`. */
   onRecord: (message: Extract<GuestMessage, { type: "LOG" | "FAULT" }>) => void;
+  /** Gets the messages with ids that the guest has chosen. */
+  outbound: WorkerMessageHandler;
 }
 
 /** Frames over one socket, given out by id. It owns the socket. */
@@ -104,11 +106,12 @@ export class WorkerConnection {
     const handlers = [...this.#handlers.values()];
     this.#handlers.clear();
     for (const handler of handlers) handler.onClose(reason);
+    this.#options.outbound.onClose(reason);
     this.#resolveClosed(reason);
   }
 
   #advance(): void {
-    this.#nextId = this.#nextId === 0xffffffff ? 1 : this.#nextId + 1;
+    this.#nextId = this.#nextId === OUTBOUND_ID_MIN - 1 ? 1 : this.#nextId + 1;
   }
 
   #push(frame: Uint8Array): void {
@@ -151,6 +154,10 @@ export class WorkerConnection {
       throw new WorkerError("AGENT_PROTOCOL", `The guest could not read a frame: ${message.message}`, {
         remote: message.code,
       });
+    }
+    if (message.id >= OUTBOUND_ID_MIN) {
+      this.#options.outbound.onMessage(message);
+      return;
     }
     // Answers to what was given up here have nobody waiting: they are dropped.
     this.#handlers.get(message.id)?.onMessage(message);

@@ -1,5 +1,5 @@
 /** What both ends of the worker channel agree on. The text is README.md. */
-export const WORKER_PROTOCOL_VERSION = 1;
+export const WORKER_PROTOCOL_VERSION = 2;
 
 /** Name of the virtio-serial port. */
 export const WORKER_PORT_NAME = "flurry.worker";
@@ -8,6 +8,8 @@ export const WORKER_PORT_NAME = "flurry.worker";
 export const workerLimits = {
   /** Requests and tasks under way at once, in pieces. */
   REQUESTS_MAX: 128,
+  /** The worker's own requests to others under way at once, in pieces. */
+  OUTBOUND_MAX: 64,
   METHOD_MAX: 32,
   URL_MAX: 16_384,
   /** Headers of one head, in pieces. */
@@ -34,6 +36,13 @@ export const workerLimits = {
   /** Random bytes for a child. */
   SEED_MAX: 256,
 } as const;
+
+/** Ids from here on are the guest's to choose, for its own requests; below are the host's. */
+export const OUTBOUND_ID_MIN = 0x8000_0000;
+
+export const redirectModes = ["follow", "manual", "error"] as const;
+/** What becomes of a redirect; as in the Fetch standard. */
+export type RedirectMode = (typeof redirectModes)[number];
 
 /** How long a request's `waitUntil` promises may take after its response, in milliseconds. */
 export const WAIT_UNTIL_MS = 30_000;
@@ -66,6 +75,8 @@ export const workerTypes = {
   DONE: 84,
   LOG: 96,
   FAULT: 97,
+  OUTBOUND: 112,
+  ANSWER: 113,
 } as const;
 
 export type WorkerType = keyof typeof workerTypes;
@@ -100,6 +111,16 @@ export const workerRemoteCodes = [
 ] as const;
 
 export type WorkerRemoteCode = (typeof workerRemoteCodes)[number];
+
+/** Codes of the host's ERROR messages, which end a request of the guest's own. */
+export type OutboundCode =
+  /** There is no such way out for this worker. */
+  | "FORBIDDEN"
+  /** It was tried, and went wrong. */
+  | "FAILED"
+  /** More than OUTBOUND_MAX under way. */
+  | "LIMIT"
+  | "BODY_TOO_LARGE";
 
 export const logLevels = ["debug", "info", "warn", "error"] as const;
 export type LogLevel = (typeof logLevels)[number];

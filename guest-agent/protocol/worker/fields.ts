@@ -2,7 +2,8 @@ import { Unpackr } from "msgpackr";
 import { limits } from "../constants.ts";
 import { AgentError } from "../errors.ts";
 import { countValues } from "../messagepack-check.ts";
-import { type HeaderList, headersProblem } from "./headers.ts";
+import { workerLimits } from "./constants.ts";
+import { type HeaderList, headersProblem, isToken } from "./headers.ts";
 
 /** A message as it came: its type's number, its id, its fields unchecked. */
 export interface RawMessage {
@@ -89,6 +90,19 @@ export function fieldReader(side: string) {
     return value;
   }
 
+  function method(value: unknown): string {
+    const name = text(value, "method", workerLimits.METHOD_MAX);
+    if (!isToken(name)) throw broken('a bad "method"');
+    return name;
+  }
+
+  /** An interim response, and the switch to another protocol, are nobody's to send. */
+  function status(value: unknown): number {
+    const number = integer(value, "status", 599);
+    if (number < 200) throw broken('a bad "status"');
+    return number;
+  }
+
   function chunk(value: unknown): Uint8Array {
     // An empty chunk would cost no credit: an endless row of them could not be held back.
     if (value instanceof Uint8Array && value.length > 0 && value.length <= limits.CHUNK_MAX) return value;
@@ -101,7 +115,21 @@ export function fieldReader(side: string) {
     return Object.fromEntries(entries.map(([key, item]) => [key, text(item, name, limits.FRAME_MAX)]));
   }
 
-  return { broken, decode, record, integer, text, optional, flag, oneOf, headers, chunk, strings };
+  return {
+    broken,
+    decode,
+    record,
+    integer,
+    text,
+    optional,
+    flag,
+    oneOf,
+    headers,
+    method,
+    status,
+    chunk,
+    strings,
+  };
 }
 
 function isPair(value: unknown): value is [string, string] {

@@ -6,6 +6,9 @@ import {
   type LogStream,
   logLevels,
   logStreams,
+  OUTBOUND_ID_MIN,
+  type RedirectMode,
+  redirectModes,
   workerLimits,
   workerTypes,
 } from "./constants.ts";
@@ -71,6 +74,16 @@ export interface WorkerFault {
   time: number;
 }
 
+/** What a worker asks of others, less its body. */
+export interface OutboundHead {
+  /** Of the request or task that it is made in, if that is known. */
+  requestId: string | undefined;
+  method: string;
+  url: string;
+  headers: HeaderList;
+  redirect: RedirectMode;
+}
+
 /** Every message that a guest may send, checked field by field. */
 export type GuestMessage = { id: number } & (
   | ({ type: "HELLO" } & WorkerHostInfo)
@@ -88,6 +101,7 @@ export type GuestMessage = { id: number } & (
   | { type: "ABORT"; stream: number; message: string }
   | { type: "CREDIT"; stream: number; bytes: number }
   | { type: "ERROR"; code: string; message: string; stack: string | undefined }
+  | ({ type: "OUTBOUND"; body: boolean } & OutboundHead)
   | ({ type: "LOG"; cost: number } & WorkerLog)
   | ({ type: "FAULT"; cost: number } & WorkerFault)
 );
@@ -127,7 +141,7 @@ export function parseGuestMessage(payload: Uint8Array): GuestMessage {
       return {
         type: "RESPONSE",
         id,
-        status: status(fields.status),
+        status: read.status(fields.status),
         headers: read.headers(fields.headers),
         body: read.flag(fields.body, "body"),
       };
@@ -161,6 +175,19 @@ export function parseGuestMessage(payload: Uint8Array): GuestMessage {
         code: read.text(fields.code, "code", workerLimits.NAME_MAX),
         message: message(fields),
         stack: stack(fields),
+      };
+    case workerTypes.OUTBOUND:
+      // A host's id would be one of two exchanges.
+      if (id < OUTBOUND_ID_MIN) throw read.broken('a bad "id"');
+      return {
+        type: "OUTBOUND",
+        id,
+        requestId: requestId(fields),
+        method: read.method(fields.method),
+        url: read.text(fields.url, "url", workerLimits.URL_MAX),
+        headers: read.headers(fields.headers),
+        redirect: read.oneOf(fields.redirect, "redirect", redirectModes),
+        body: read.flag(fields.body, "body"),
       };
     case workerTypes.LOG:
       return { type: "LOG", id, cost: payload.length, ...parseLog(fields) };
@@ -202,13 +229,6 @@ function parseFault(fields: Fields): WorkerFault {
     requestId: requestId(fields),
     time: read.integer(fields.time, "time"),
   };
-}
-
-/** An interim response, and the switch to another protocol, are not a worker's to send. */
-function status(value: unknown): number {
-  const number = read.integer(value, "status", 599);
-  if (number < 200) throw read.broken('a bad "status"');
-  return number;
 }
 
 function message(fields: Fields): string {

@@ -1,7 +1,7 @@
 import { limits } from "../constants.ts";
 import { workerLimits, workerTypes } from "./constants.ts";
 import { type Fields, fieldReader } from "./fields.ts";
-import { type HeaderList, isToken } from "./headers.ts";
+import type { HeaderList } from "./headers.ts";
 
 /** Which VM this is. */
 export interface VmInfo {
@@ -21,6 +21,17 @@ export interface ForkInfo {
   seed: Uint8Array;
 }
 
+/** The head of what the worker gets for a request of its own. */
+export interface AnswerInfo {
+  status: number;
+  /** The reason phrase. */
+  statusText: string;
+  headers: HeaderList;
+  /** Where it comes from, after redirects. */
+  url: string;
+  redirected: boolean;
+}
+
 /** Every message that a host may send, checked field by field. */
 export type HostMessage = { id: number } & (
   | { type: "HELLO" }
@@ -33,6 +44,9 @@ export type HostMessage = { id: number } & (
   | { type: "REQUEST"; requestId: string; method: string; url: string; headers: HeaderList; body: boolean }
   | { type: "TASK"; requestId: string }
   | { type: "SCHEDULED"; requestId: string; cron: string; time: number }
+  | ({ type: "ANSWER"; body: boolean } & AnswerInfo)
+  | { type: "ABORT"; stream: number; message: string }
+  | { type: "ERROR"; code: string; message: string }
   | { type: "DATA"; stream: number; data: Uint8Array }
   | { type: "END"; stream: number }
   | { type: "CANCEL"; stream: number }
@@ -105,7 +119,7 @@ function parse(type: unknown, id: number, fields: Fields): HostMessage {
         type: "REQUEST",
         id,
         requestId: requestId(fields),
-        method: method(fields.method),
+        method: read.method(fields.method),
         url: read.text(fields.url, "url", workerLimits.URL_MAX),
         headers: read.headers(fields.headers),
         body: read.flag(fields.body, "body"),
@@ -119,6 +133,31 @@ function parse(type: unknown, id: number, fields: Fields): HostMessage {
         requestId: requestId(fields),
         cron: read.text(fields.cron, "cron", workerLimits.NAME_MAX),
         time: read.integer(fields.time, "time"),
+      };
+    case workerTypes.ANSWER:
+      return {
+        type: "ANSWER",
+        id,
+        status: read.status(fields.status),
+        statusText: read.text(fields.statusText ?? "", "statusText", workerLimits.NAME_MAX),
+        headers: read.headers(fields.headers),
+        url: read.text(fields.url, "url", workerLimits.URL_MAX),
+        redirected: read.flag(fields.redirected, "redirected"),
+        body: read.flag(fields.body, "body"),
+      };
+    case workerTypes.ABORT:
+      return {
+        type: "ABORT",
+        id,
+        stream: read.integer(fields.s, "s", 0),
+        message: read.text(fields.message, "message", workerLimits.MESSAGE_MAX),
+      };
+    case workerTypes.ERROR:
+      return {
+        type: "ERROR",
+        id,
+        code: read.text(fields.code, "code", workerLimits.NAME_MAX),
+        message: read.text(fields.message, "message", workerLimits.MESSAGE_MAX),
       };
     case workerTypes.DATA:
       return { type: "DATA", id, stream: read.integer(fields.s, "s", 0), data: read.chunk(fields.d) };
@@ -154,12 +193,6 @@ function parseSeed(value: unknown): Uint8Array {
   return Uint8Array.from({ length: text.length / 2 }, (_, i) =>
     Number.parseInt(text.slice(2 * i, 2 * i + 2), 16),
   );
-}
-
-function method(value: unknown): string {
-  const text = read.text(value, "method", workerLimits.METHOD_MAX);
-  if (!isToken(text)) throw read.broken('a bad "method"');
-  return text;
 }
 
 function requestId(fields: Fields): string {

@@ -3,6 +3,9 @@ export type { WaitOptions } from "../deadline.ts";
 export type { WorkerBody } from "./body-pump.ts";
 export { WorkerClient } from "./client.ts";
 export type {
+  OutboundHandler,
+  OutboundRequest,
+  OutboundResponse,
   WarmedRequest,
   WarmInfo,
   WorkerClientOptions,

@@ -1,3 +1,4 @@
+import type { OutboundHandler } from "../../../guest-agent/protocol/worker/mod.ts";
 import type { FamilyAdmission } from "../../fork/admission.ts";
 import type { Parent } from "../../fork/parent.ts";
 import { throwIfAborted } from "../../vm/qemu-process.ts";
@@ -30,14 +31,16 @@ export interface ForksOptions {
   env?: Record<string, string> | undefined;
   secrets?: Record<string, string> | undefined;
   output?: WorkerOutput | undefined;
+  /** As of `JsForkOptions`. */
+  outbound?: OutboundHandler | undefined;
 }
 
 /** Children of one parent. */
 export function forksOf(options: ForksOptions): ScalingPorts<JsChild> {
-  const { parent, admission, name, env = {}, secrets = {}, output = {} } = options;
+  const { parent, admission, name, env = {}, secrets = {}, output = {}, outbound } = options;
   let index = 0;
   return {
-    fork: (signal) => JsChild.fork(parent, { index: ++index, name, env, secrets, output, signal }),
+    fork: (signal) => JsChild.fork(parent, { index: ++index, name, env, secrets, output, outbound, signal }),
     admit: (signal) => admission.acquire({ signal }),
     keepShells: (count) => parent.shells.resize(count),
   };
