@@ -56,6 +56,7 @@ export class Admission {
   readonly #memoryBytes: number;
   readonly #memoryNow: (() => MemoryNow) | undefined;
   readonly #queue: { request: FamilyAdmission; admit: () => void }[] = [];
+  readonly #listeners = new Set<() => void>();
   #slots: number;
   #usedBytes = 0;
   #usedSlots = 0;
@@ -69,6 +70,17 @@ export class Admission {
 
   get slots(): number {
     return this.#slots;
+  }
+
+  /** How many wait for a place. */
+  get waiting(): number {
+    return this.#queue.length;
+  }
+
+  /** Calls back when one begins to wait, and when others go on waiting although a place was given back. */
+  onWaiting(listener: () => void): Disposable {
+    this.#listeners.add(listener);
+    return { [Symbol.dispose]: () => void this.#listeners.delete(listener) };
   }
 
   set slots(count: number) {
@@ -98,6 +110,7 @@ export class Admission {
     const { promise, resolve, reject } = Promise.withResolvers<Ticket>();
     const entry = { request, admit: () => resolve(this.#take(request)) };
     this.#queue.push(entry);
+    this.#tellWaiting();
     const onAbort = () => {
       const at = this.#queue.indexOf(entry);
       if (at >= 0) this.#queue.splice(at, 1);
@@ -157,6 +170,14 @@ export class Admission {
 
   #admitWaiting(): void {
     while (this.#queue.length > 0 && this.#hasRoom(this.#queue[0]!.request)) this.#queue.shift()!.admit();
+    if (this.#queue.length > 0) this.#tellWaiting();
+  }
+
+  #tellWaiting(): void {
+    // Not within whoever has just asked, or has given a place back: they are in the middle of something.
+    queueMicrotask(() => {
+      if (this.#queue.length > 0) for (const listener of this.#listeners) listener();
+    });
   }
 
   #refusal({ bytesPerChild }: FamilyAdmission): FlurryError {

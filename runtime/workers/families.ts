@@ -119,6 +119,16 @@ export class Families implements AsyncDisposable {
     return await places.acquire({ signal });
   }
 
+  /** Whether somebody waits for room for a child. */
+  get isRoomWanted(): boolean {
+    return this.#admission.waiting > 0;
+  }
+
+  /** Calls back when somebody begins to wait for room, and again as long as one does and things change. */
+  onWaiting(listener: () => void): Disposable {
+    return this.#admission.onWaiting(listener);
+  }
+
   /** A family's parent to fork from, made anew if it was given up since it was last asked for. */
   async hold(family: string, spec: WorkerSpec, signal: AbortSignal): Promise<Hold<Parent>> {
     for (;;) {

@@ -57,6 +57,8 @@ export class SimulatedHost implements ScalingPorts<SimulatedChild> {
   readonly asked: number[] = [];
   mostShells = 0;
   mostChildren = 0;
+  /** Whether others wait for room. */
+  roomWanted = false;
   /** Tickets that are held. */
   tickets = 0;
   readonly #time: SimulatedTime;
@@ -65,6 +67,10 @@ export class SimulatedHost implements ScalingPorts<SimulatedChild> {
   #keep = 0;
   #waiting = 0;
   #starting = 0;
+
+  isRoomWanted(): boolean {
+    return this.roomWanted;
+  }
 
   constructor(time: SimulatedTime, options: HostOptions) {
     this.#time = time;

@@ -26,6 +26,27 @@ async function settled(): Promise<void> {
 }
 
 describe("Admission", () => {
+  test("tells of those who wait: when they begin to, and while they go on", async () => {
+    const admission = new Admission({ memoryBytes: 100 * GUEST, slots: 1 });
+    const family = admission.family(GUEST);
+    const told: number[] = [];
+    const listening = admission.onWaiting(() => told.push(admission.waiting));
+    const first = await family.acquire();
+    expect(told).toEqual([]);
+    const rest = [family.acquire(), family.acquire()];
+    await settled();
+    expect(told).toEqual([2, 2]);
+    first[Symbol.dispose]();
+    const second = await rest[0]!;
+    await settled();
+    expect(told).toEqual([2, 2, 1]);
+    second[Symbol.dispose]();
+    await rest[1];
+    await settled();
+    expect(told).toEqual([2, 2, 1]);
+    listening[Symbol.dispose]();
+  });
+
   test("gives places up to the slots, and the next ones in the order of asking", async () => {
     const admission = new Admission({ memoryBytes: 100 * GUEST, slots: 2 }).family(GUEST);
     const given: string[] = [];

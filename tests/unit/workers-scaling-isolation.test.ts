@@ -257,3 +257,38 @@ describe("RequestRouter in shared mode", () => {
     expect(router.stats().retired.error).toBe(0);
   });
 });
+
+describe("RequestRouter while others wait for room", () => {
+  test("ends idle children one by one, and none that has requests", async () => {
+    const { host, asks, forked, time, router } = openRouter({ mode: "shared", concurrency: 1 });
+    const requests = asks(3);
+    await forked();
+    requests[0]!.answer();
+    await time.advance(0);
+    expect(router.stats().children).toMatchObject({ idle: 1, busy: 2 });
+    host.roomWanted = true;
+    router.giveWay();
+    expect(router.stats()).toMatchObject({ children: { idle: 0, busy: 2, ending: 1 }, retired: { idle: 1 } });
+    router.giveWay();
+    expect(router.stats().children).toMatchObject({ busy: 2 });
+    // One that falls idle meanwhile gives way by itself.
+    requests[1]!.answer();
+    await time.advance(0);
+    expect(router.stats()).toMatchObject({ children: { idle: 0, busy: 1 }, retired: { idle: 2 } });
+    host.roomWanted = false;
+    requests[2]!.answer();
+    await time.advance(0);
+    expect(router.stats().children).toMatchObject({ idle: 1 });
+  });
+
+  test("keeps the children of sessions, which have state", async () => {
+    const { host, ask, forked, time, router } = openRouter({ mode: "session" });
+    const request = ask({ session: "a" });
+    await forked();
+    request.answer();
+    await time.advance(0);
+    host.roomWanted = true;
+    router.giveWay();
+    expect(router.stats().children).toMatchObject({ idle: 1 });
+  });
+});

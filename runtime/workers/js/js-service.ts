@@ -94,6 +94,11 @@ export class JsService implements AsyncDisposable {
     return await promise;
   }
 
+  /** As `RequestRouter.giveWay`. */
+  giveWay(): void {
+    this.#router.giveWay();
+  }
+
   /** Resolves when no request is under way. */
   async idle(): Promise<void> {
     while (this.#serving.size > 0) await Promise.allSettled(this.#serving);

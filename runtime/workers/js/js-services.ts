@@ -61,10 +61,14 @@ export class JsServices implements AsyncDisposable {
   /** Versions that could not be made ready: why, and until when. Monotonic. */
   readonly #failed = new Map<string, { version: number; error: unknown; until: number }>();
   readonly #background = new Set<Promise<void>>();
+  readonly #waiting: Disposable;
   readonly #stop = new AbortController();
 
   constructor(families: Families) {
     this.#families = families;
+    this.#waiting = families.onWaiting(() => {
+      for (const { service } of this.#running.values()) service.giveWay();
+    });
   }
 
   /**
@@ -95,6 +99,7 @@ export class JsServices implements AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     this.#stop.abort(new FlurryError("SHUTTING_DOWN", "The workers are being shut down"));
+    this.#waiting[Symbol.dispose]();
     await this.#opening[Symbol.asyncDispose]();
     await Promise.all(this.#background);
     await Promise.all([...this.#running.values()].map(({ service }) => service[Symbol.asyncDispose]()));
@@ -167,6 +172,7 @@ export class JsServices implements AsyncDisposable {
       },
       // Those of a host are shared among its families by use: each fork is one.
       keepShells: () => undefined,
+      isRoomWanted: () => families.isRoomWanted,
     };
   }
 

@@ -24,4 +24,6 @@ export interface ScalingPorts<C extends ChildLike> {
   admit(signal: AbortSignal): Promise<Disposable>;
   /** Says how many shells to keep ahead of need. Called when the number changes; must not throw. */
   keepShells(count: number): void;
+  /** Whether others wait for room on the host, which a child without requests would give them. @default they never do */
+  isRoomWanted?(): boolean;
 }

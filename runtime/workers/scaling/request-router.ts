@@ -49,6 +49,8 @@ export interface ServeOptions {
  * - In shared mode a child is retired when there are more than demand needed within the last `idleMs`,
  *   the oldest first. In any `idleMs` there are thus no more forks than demand needed children at its
  *   peak in that time, beside those that take the place of children that died, failed or are served out.
+ * - While others wait for room on the host, a child that falls idle gives way to them, unless it is a
+ *   session's.
  * - In every mode a request has one child forked at most, beside those that failed it or were gone
  *   before it had its place.
  */
@@ -88,6 +90,7 @@ export class RequestRouter<C extends ChildLike> implements AsyncDisposable {
       ...{ fleet: this.#fleet, queue: this.#queue, rules: this.#rules, after, maxChildren },
       shells: new ShellDemand(options.shells),
       keepShells: (count) => ports.keepShells(count),
+      isRoomWanted: () => ports.isRoomWanted?.() ?? false,
       onTimer: () => this.#update(),
     });
     this.#update();
@@ -124,6 +127,11 @@ export class RequestRouter<C extends ChildLike> implements AsyncDisposable {
         waiter.again();
       }
     }
+  }
+
+  /** Others wait for room on the host: a child without requests gives way. */
+  giveWay(): void {
+    this.#update();
   }
 
   stats(): RouterStats {

@@ -17,6 +17,7 @@ export interface ScalerOptions<C extends ChildLike> {
   after: After;
   maxChildren: number;
   keepShells: (count: number) => void;
+  isRoomWanted: () => boolean;
   /** Called when something has become due. */
   onTimer: () => void;
 }
@@ -74,6 +75,7 @@ export class Scaler<C extends ChildLike> implements Disposable {
     this.#measureNeed(now);
     this.#retireIdle(now);
     this.#startMissing();
+    this.#giveWay();
     this.#keepShells(this.#options.shells.wanted(now));
     this.#arm(now);
   }
@@ -113,6 +115,14 @@ export class Scaler<C extends ChildLike> implements Disposable {
       fleet.retire(child, "idle");
       surplus -= 1;
     }
+  }
+
+  /** One at a time: whoever waits says so again while it still does. A session's child has state to keep. */
+  #giveWay(): void {
+    const { fleet, rules, isRoomWanted } = this.#options;
+    if (rules.mode === "session") return;
+    const idle = [...fleet.open].find(({ load }) => load === 0);
+    if (idle && isRoomWanted()) fleet.retire(idle, "idle");
   }
 
   #startMissing(): void {
