@@ -5,7 +5,7 @@ import { pack } from "msgpackr";
 import { encodeData, encodeMessage, FrameReader } from "../../guest-agent/protocol/codec.ts";
 import { MARKER } from "../../guest-agent/protocol/constants.ts";
 import { type WorkerType, workerTypes } from "../../guest-agent/protocol/worker/constants.ts";
-import { parseGuestMessage } from "../../guest-agent/protocol/worker/guest-messages.ts";
+import { type GuestMessage, parseGuestMessage } from "../../guest-agent/protocol/worker/guest-messages.ts";
 import { mutated } from "../support/worker-mutations.ts";
 import { textOf, WorkerHostUnderTest } from "../support/worker-process.ts";
 
@@ -15,6 +15,7 @@ export default {
     const { pathname } = new URL(request.url);
     if (pathname === "/throw") throw new Error("x");
     if (pathname === "/give") return new Response(new Uint8Array(500_000));
+    if (pathname === "/out") return new Response(await (await fetch("http://o.test/", { method: "POST", body: new Uint8Array(300_000) })).text());
     if (pathname === "/wait") ctx.waitUntil(Bun.sleep(3));
     if (pathname === "/hang") await new Promise((resolve) => { request.signal.addEventListener("abort", resolve); });
     return new Response(request.body);
@@ -141,6 +142,84 @@ test("the worker host survives messages in any order, cut and mangled, and stays
   });
   expect(await textOf(answer)).toBe("A".repeat(200_000));
   expect(await client.task([1])).toEqual([1]);
+  expect(host.faults).toEqual([]);
+}, 240_000);
+
+const answer = { status: 200, headers: [["a", "b"]], url: "http://o.test/x" };
+
+/** What a host may say of a request of the worker's, and what it may not. */
+const reactions: fc.Arbitrary<(id: number) => Uint8Array> = fc.oneof(
+  fc
+    .constantFrom(
+      ["ANSWER", { ...answer, body: true }],
+      ["ANSWER", { ...answer, body: true, headers: [["content-encoding", "gzip"]] }],
+      ["ANSWER", { ...answer, status: 204 }],
+      ["ANSWER", { ...answer, status: 204, body: true }],
+      ["ANSWER", { ...answer, status: 301, statusText: "\u2603", redirected: true }],
+      ["ANSWER", { ...answer, url: "no" }],
+      ["ANSWER", {}],
+      ["END", { s: 0 }],
+      ["ABORT", { s: 0, message: "m" }],
+      ["ERROR", { code: "FAILED", message: "m" }],
+      ["CANCEL", { s: 1 }],
+      ["CREDIT", { s: 1, n: 65_536 }],
+      ["CREDIT", { s: 1, n: 262_144 }],
+      ["DONE", {}],
+      ["PING", {}],
+    )
+    .map(
+      ([type, value]) =>
+        (id: number) =>
+          encodeMessage(workerTypes[type as WorkerType], id, value as object as never),
+    ),
+  fc.uint8Array({ minLength: 1, maxLength: 20_000 }).map((data) => (id: number) => encodeData(id, 0, data)),
+);
+
+test("the worker host survives whatever its host says of the worker's own requests", async () => {
+  const told = async (script: readonly ((id: number) => Uint8Array)[]) => {
+    const socket = await host.socket();
+    const ponged = Promise.withResolvers<void>();
+    const reader = new FrameReader();
+    let at = 0;
+    const take = (message: GuestMessage) => {
+      if (message.type === "PONG") ponged.resolve();
+      if (message.type !== "OUTBOUND") return;
+      for (const react of script.slice(at, at + 4)) socket.write(react(message.id));
+      at += 4;
+    };
+    socket.on("data", (chunk: Uint8Array) =>
+      reader.push(chunk, (payload) => take(parseGuestMessage(payload))),
+    );
+    const fork = { protocol: 2, vm: { id: "v", index: 1, generation: 1 }, env: {}, secrets: {}, seed: "00" };
+    const request = { requestId: "r", method: "GET", url: "http://w/out", headers: [] };
+    const asks = [2, 3, 4].map((id) => encodeMessage(workerTypes.REQUEST, id, request));
+    socket.write(Buffer.concat([MARKER, encodeMessage(workerTypes.FORKED, 1, fork), ...asks]));
+    await Bun.sleep(4);
+    socket.write(Buffer.concat([MARKER, encodeMessage(workerTypes.PING, 9)]));
+    await Promise.race([ponged.promise, once(socket, "close")]);
+    expect({ alive: host.alive, destroyed: socket.destroyed, stderr: host.stderr }).toEqual({
+      ...{ alive: true, destroyed: false, stderr: "" },
+    });
+    socket.destroy();
+  };
+  await fc.assert(fc.asyncProperty(fc.array(reactions, { maxLength: 12 }), told), { seed: 33, numRuns: 400 });
+  await using client = await host.client({
+    outbound: async ({ url, body }) => ({
+      ...answer,
+      headers: [],
+      url,
+      redirected: false,
+      ...(body && { body }),
+    }),
+  });
+  await client.forked({
+    vm: { id: "v", index: 1, generation: 1 },
+    env: {},
+    secrets: {},
+    seed: new Uint8Array(1),
+  });
+  const back = await client.fetch({ method: "GET", url: "http://w/out" });
+  expect(await textOf(back)).toBe("\0".repeat(300_000));
   expect(host.faults).toEqual([]);
 }, 240_000);
 

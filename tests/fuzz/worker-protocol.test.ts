@@ -4,10 +4,14 @@ import { pack } from "msgpackr";
 import { encodeData, encodeMessage } from "../../guest-agent/protocol/codec.ts";
 import { limits, MARKER } from "../../guest-agent/protocol/constants.ts";
 import { AgentError } from "../../guest-agent/protocol/errors.ts";
-import { type WorkerType, workerTypes } from "../../guest-agent/protocol/worker/constants.ts";
+import {
+  OUTBOUND_ID_MIN,
+  type WorkerType,
+  workerTypes,
+} from "../../guest-agent/protocol/worker/constants.ts";
 import { parseGuestMessage } from "../../guest-agent/protocol/worker/guest-messages.ts";
 import { BadMessage, parseHostMessage } from "../../guest-agent/protocol/worker/host-messages.ts";
-import { WorkerError, workerLimits } from "../../guest-agent/protocol/worker/mod.ts";
+import { type OutboundHandler, WorkerError, workerLimits } from "../../guest-agent/protocol/worker/mod.ts";
 import { mutated } from "../support/worker-mutations.ts";
 import { ScriptedWorkerHost } from "../support/worker-peer.ts";
 
@@ -49,6 +53,9 @@ const names = [
   "method",
   "url",
   "protocol",
+  "redirect",
+  "redirected",
+  "statusText",
   "__proto__",
   "constructor",
 ] as const;
@@ -59,16 +66,19 @@ const fields = fc.dictionary(
     fc.nat(600),
     fc.uint8Array({ minLength: 1, maxLength: 40 }),
     pairs,
-    fc.constantFrom("info", "stdout", "exit"),
+    fc.constantFrom("info", "stdout", "exit", "follow", "http://o.test/", "GET"),
   ),
 );
+
+/** Of the host, and of the guest's own requests. */
+const ids = fc.oneof(fc.nat(5), fc.integer({ min: OUTBOUND_ID_MIN, max: OUTBOUND_ID_MIN + 3 }));
 
 test("the parsers of both ends give a message or their one error for any bytes", () => {
   const bytes = fc.oneof(
     fc.uint8Array({ maxLength: 400 }),
     values.map((value) => pack(value)),
-    fc.tuple(types, fc.nat(5), fields).map((message) => pack(message)),
-    mutated(fc.tuple(types, fc.nat(5), fields).map((message) => pack(message))),
+    fc.tuple(types, ids, fields).map((message) => pack(message)),
+    mutated(fc.tuple(types, ids, fields).map((message) => pack(message))),
   );
   fc.assert(
     fc.property(bytes, (payload) => {
@@ -105,7 +115,10 @@ const guestTypes: readonly WorkerType[] = [
   "ERROR",
   "LOG",
   "FAULT",
+  "OUTBOUND",
 ];
+
+const outbound = { method: "POST", url: "http://o.test/", headers: [["a", "b"]], redirect: "follow" };
 
 /** Messages that a good guest could send, in any order. */
 const plausible: fc.Arbitrary<Uint8Array> = fc
@@ -123,13 +136,16 @@ const plausible: fc.Arbitrary<Uint8Array> = fc
       ["FAULT", { kind: "exit", message: "x", exitCode: 1, time: 1 }],
       ["PONG", {}],
       ["DATA", { s: 1, d: new Uint8Array([123, 125]) }],
+      ["CANCEL", { s: 1 }],
+      ["OUTBOUND", outbound],
+      ["OUTBOUND", { ...outbound, body: true }],
     ) as fc.Arbitrary<[WorkerType, Record<string, unknown>]>,
-    fc.integer({ min: 0, max: 5 }),
+    ids,
   )
   .map(([[type, value], id]) => encodeMessage(workerTypes[type], id, value));
 
 const wild = fc
-  .tuple(fc.constantFrom(...guestTypes), fc.integer({ min: 0, max: 5 }), fields)
+  .tuple(fc.constantFrom(...guestTypes), ids, fields)
   .map(([type, id, value]) => encodeMessage(workerTypes[type], id, value));
 
 /**
@@ -137,7 +153,13 @@ const wild = fc
  * a channel wherever it stands, being longer than what half a frame could still take in.
  */
 async function survives(stream: readonly Uint8Array[], cuts: readonly number[]): Promise<void> {
-  await using guest = await ScriptedWorkerHost.start();
+  const signals: AbortSignal[] = [];
+  const answering: OutboundHandler = async ({ url, body }, signal) => {
+    signals.push(signal);
+    if (signals.length % 3 === 0) throw new Error("no");
+    return { status: 200, headers: [], url, redirected: false, body: body ?? new Uint8Array(300_000) };
+  };
+  await using guest = await ScriptedWorkerHost.start({ outbound: answering });
   const { client } = guest;
   const read = async () => {
     const response = await client.fetch({ method: "POST", url: "http://w/", body: new Uint8Array(300_000) });
@@ -164,6 +186,7 @@ async function survives(stream: readonly Uint8Array[], cuts: readonly number[]):
     if (outcome.status === "rejected") expect(outcome.reason).toBeInstanceOf(WorkerError);
   }
   expect(client.pending).toBe(0);
+  expect(signals.every((signal) => signal.aborted)).toBe(true);
 }
 
 test("WorkerClient ends a hostile guest's channel by AGENT_PROTOCOL, or outlives what it says", async () => {
@@ -186,6 +209,7 @@ test("a flood of good messages costs the host no more than its windows", async (
     encodeMessage(workerTypes.CREDIT, 77, { s: 0, n: 1 }),
     encodeMessage(workerTypes.RESPONSE, 77, { status: 200, headers: [], body: true }),
     encodeData(77, 1, new Uint8Array(1000)),
+    encodeData(OUTBOUND_ID_MIN, 1, new Uint8Array(1000)),
     MARKER,
   ]) {
     await using guest = await ScriptedWorkerHost.start();
