@@ -18,6 +18,7 @@ interface ServeOptions {
   peer: string[];
   memserver?: Address;
   webhookAllow?: string[];
+  outboundAllow?: string[];
   logLevel: LogLevel;
   json?: boolean;
 }
@@ -58,6 +59,10 @@ export function serveCommand(): Command {
       ).argParser(address("--memserver")),
     )
     .option("--webhook-allow <host...>", "hosts that webhooks may be sent to although they are not public")
+    .option(
+      "--outbound-allow <host...>",
+      "hosts that workers with `allow` may ask although they are not public",
+    )
     .addOption(
       new Option("--log-level <level>", "what is logged to stderr, as JSON lines")
         .choices(["debug", "info", "warning", "error"])
@@ -77,7 +82,8 @@ async function serve(options: ServeOptions): Promise<void> {
     dir: options.data ?? join(flurryHome(), "gateway"),
     listen: options.listen,
     runtime: async () => {
-      runtime = await VmTaskRuntime.open({ slots: options.children, peers: options.peer });
+      const { children: slots, peer: peers, outboundAllow } = options;
+      runtime = await VmTaskRuntime.open({ slots, peers, outboundAllow });
       return runtime;
     },
     drainMs: options.drain * 1000,

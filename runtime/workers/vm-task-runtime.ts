@@ -12,6 +12,7 @@ import { memserverKeys } from "../home.ts";
 import type { Readiness } from "../jobs/ports.ts";
 import { runTask } from "../jobs/task.ts";
 import type { Attempt, AttemptExit, AttemptIo, TaskRuntime } from "../jobs/task-runtime.ts";
+import type { AddressGuard } from "../net/address-guard.ts";
 import { knownAccelerator } from "../vm/accelerator.ts";
 import { Host } from "../vm/host.ts";
 import type { Accelerator } from "../vm/profile.ts";
@@ -19,6 +20,7 @@ import { Families } from "./families.ts";
 import { JsChild } from "./js/js-child.ts";
 import { JsServices } from "./js/js-services.ts";
 import { runJsTask, TaskLog } from "./js/js-task.ts";
+import { outboundGuard, outboundOf } from "./js/outbound.ts";
 import { LivenessProbe } from "./liveness-probe.ts";
 
 const logger = getLogger(["flurry", "workers"]);
@@ -38,6 +40,8 @@ export interface VmTaskRuntimeOptions {
   silenceMs?: number | undefined;
   /** Longest warm-up in milliseconds. @default 600000 */
   warmUpTimeoutMs?: number | undefined;
+  /** Hosts, as `host` or `host:port`, that workers may be allowed to ask although they are not public. */
+  outboundAllow?: readonly string[] | undefined;
   clock?: Clock | undefined;
   signal?: AbortSignal | undefined;
 }
@@ -52,6 +56,7 @@ export class VmTaskRuntime implements TaskRuntime {
   readonly #clock: Clock;
   readonly #memserver: Memserver;
   readonly #families: Families;
+  readonly #guard: AddressGuard;
   readonly #running = new Set<Promise<unknown>>();
   readonly #stop = new AbortController();
 
@@ -65,7 +70,8 @@ export class VmTaskRuntime implements TaskRuntime {
       ...{ host, memserver: this.#memserver, accel },
       ...{ slots, parents, peers, warmUpTimeoutMs },
     });
-    this.requests = new JsServices(this.#families);
+    this.#guard = outboundGuard({ allow: options.outboundAllow ?? [] });
+    this.requests = new JsServices(this.#families, this.#guard);
   }
 
   /** @throws FlurryError QEMU_NOT_FOUND, BAD_ARGUMENT */
@@ -216,6 +222,7 @@ export class VmTaskRuntime implements TaskRuntime {
       JsChild.fork(parent, {
         ...{ index, name, env: attempt.env, secrets: {}, signal },
         output: { onLog: (_vm, entry) => log.write(entry) },
+        outbound: outboundOf({ allow: attempt.spec.allow ?? [], guard: this.#guard }),
       }),
     );
     using _measured = this.#families.measured(attempt.family, child);

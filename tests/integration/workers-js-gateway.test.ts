@@ -1,5 +1,8 @@
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { once } from "node:events";
 import { existsSync } from "node:fs";
+import { createServer, type Server } from "node:http";
+import type { AddressInfo } from "node:net";
 import type { WorkerVersion } from "../../runtime/api/mod.ts";
 import { VmTaskRuntime } from "../../runtime/workers/vm-task-runtime.ts";
 import { GatewaySandbox, problemFrom } from "../support/gateway-sandbox.ts";
@@ -29,13 +32,51 @@ interface Seen {
   body: string;
 }
 
+/** Somebody whom workers ask. */
+class Site implements AsyncDisposable {
+  readonly asked: string[] = [];
+  readonly #server: Server;
+
+  private constructor() {
+    this.#server = createServer((request, response) => {
+      this.asked.push(request.url!);
+      response.end(`you asked for ${request.url}`);
+    });
+  }
+
+  static async open(): Promise<Site> {
+    const site = new Site();
+    await once(site.#server.listen(0, "127.0.0.1"), "listening");
+    return site;
+  }
+
+  get port(): number {
+    return (this.#server.address() as AddressInfo).port;
+  }
+
+  get url(): string {
+    return `http://127.0.0.1:${this.port}`;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#server.closeAllConnections();
+    await new Promise((resolve) => this.#server.close(resolve));
+  }
+}
+
+let site: Site;
 let home: TemporaryDirectory;
 let runtime: VmTaskRuntime;
 let gateway: GatewaySandbox;
 
 beforeAll(async () => {
   home = await homeWithImages();
-  runtime = await VmTaskRuntime.open({ home: home.path, slots: 4 });
+  site = await Site.open();
+  runtime = await VmTaskRuntime.open({
+    home: home.path,
+    slots: 4,
+    outboundAllow: [`127.0.0.1:${site.port}`],
+  });
   gateway = await GatewaySandbox.open({ runtime: () => runtime });
   await deploy("count", "one", { env: { GREETING: "hello" }, http: { timeoutMs: 20_000 } });
 }, SETUP_MS);
@@ -43,6 +84,7 @@ beforeAll(async () => {
 afterAll(async () => {
   const { run, shm } = runtime.host.owner;
   await gateway[Symbol.asyncDispose]();
+  await site[Symbol.asyncDispose]();
   expect([run, shm].filter((path) => existsSync(path))).toEqual([]);
   home[Symbol.dispose]();
 }, TEST_MS);
@@ -158,6 +200,38 @@ describe("a deployed JS worker", () => {
       const log = await (await gateway.fetch(`/v1/jobs/${id}/logs?task=2&follow=false`)).text();
       expect(log).toContain('got \\"bad\\"');
       expect(log).toContain("Error: it is bad");
+    },
+    TEST_MS,
+  );
+
+  test(
+    "asks others through its host: what it allows itself, at addresses that the operator allows",
+    async () => {
+      const code = `export default {
+          async fetch(request) {
+            try {
+              const answer = await fetch(await request.text());
+              return new Response(answer.status + " " + (await answer.text()));
+            } catch (error) {
+              return new Response(error.message, { status: 418 });
+            }
+          },
+        };`;
+      const http = { isolation: { mode: "shared" } };
+      const allow = [`127.0.0.1:${site.port}`, "127.0.0.1:1"];
+      const json = { module: { code }, memoryMiB: 256, allow, http };
+      await gateway.json("/v1/workers/asks", { method: "PUT", json }, 201);
+      const asking = async (url: string) => {
+        const answer = await gateway.fetch("/w/asks/", { method: "POST", body: url });
+        return [answer.status, await answer.text()];
+      };
+      expect(await asking(`${site.url}/here`)).toEqual([200, "200 you asked for /here"]);
+      const [, elsewhere] = await asking("http://example.com/");
+      expect(elsewhere).toContain("example.com:80");
+      expect(elsewhere).toContain("allow");
+      // The worker allows itself what the operator does not.
+      expect((await asking("http://127.0.0.1:1/"))[0]).toBe(418);
+      expect(site.asked).toEqual(["/here"]);
     },
     TEST_MS,
   );

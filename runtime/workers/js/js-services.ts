@@ -3,6 +3,7 @@ import { describeError, FlurryError } from "../../../errors/errors.ts";
 import type { ModuleSpec, WorkerIsolation } from "../../api/mod.ts";
 import { Serving } from "../../api/mod.ts";
 import { familyOf } from "../../jobs/family.ts";
+import type { AddressGuard } from "../../net/address-guard.ts";
 import type { Families } from "../families.ts";
 import type { Isolation } from "../scaling/isolation.ts";
 import type { ScalingPorts } from "../scaling/ports.ts";
@@ -10,6 +11,7 @@ import type { RouterStats } from "../scaling/router-stats.ts";
 import { SingleFlight } from "../single-flight.ts";
 import { JsChild } from "./js-child.ts";
 import { JsService } from "./js-service.ts";
+import { outboundOf } from "./outbound.ts";
 import { WorkerLogs } from "./worker-logs.ts";
 
 const logger = getLogger(["flurry", "workers"]);
@@ -56,6 +58,7 @@ export class JsServices implements AsyncDisposable {
   /** What the workers print. */
   readonly logs = new WorkerLogs();
   readonly #families: Families;
+  readonly #guard: AddressGuard;
   readonly #running = new Map<string, Running>();
   readonly #opening = new SingleFlight();
   /** Versions that could not be made ready: why, and until when. Monotonic. */
@@ -64,8 +67,10 @@ export class JsServices implements AsyncDisposable {
   readonly #waiting: Disposable;
   readonly #stop = new AbortController();
 
-  constructor(families: Families) {
+  /** @param guard - says which addresses of what a worker may ask it may have; from `outboundGuard` */
+  constructor(families: Families, guard: AddressGuard) {
     this.#families = families;
+    this.#guard = guard;
     this.#waiting = families.onWaiting(() => {
       for (const { service } of this.#running.values()) service.giveWay();
     });
@@ -153,6 +158,7 @@ export class JsServices implements AsyncDisposable {
   #portsOf({ name, spec, secrets }: ServedVersion, family: string): ScalingPorts<JsChild> {
     const families = this.#families;
     const output = this.logs.of(name);
+    const outbound = outboundOf({ allow: spec.allow ?? [], guard: this.#guard });
     let index = 0;
     return {
       admit: (signal) => families.admit(family, signal),
@@ -162,7 +168,7 @@ export class JsServices implements AsyncDisposable {
         const values = await secrets();
         const child = await families.fork(family, parent, signal, () =>
           JsChild.fork(parent, {
-            ...{ index: ++index, name, env: spec.env, secrets: values, output, signal },
+            ...{ index: ++index, name, env: spec.env, secrets: values, output, outbound, signal },
           }),
         );
         stack.use(families.measured(family, child));
