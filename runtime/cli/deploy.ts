@@ -20,7 +20,7 @@ const EXAMPLES = `
 Examples:
   flurry deploy worker.ts --name hello
   flurry deploy worker.ts --name shop --host shop.example.com --isolation session
-  flurry deploy worker.ts --name api --allow db.internal:5432 --secret DB_PASSWORD=db-password --warm /
+  flurry deploy worker.ts --name api --allow api.example.com:443 --secret DB_PASSWORD=db-password --warm /
   flurry deploy                                  what flurry.jsonc in this directory describes
   flurry deploy --schema > flurry.schema.json    for editors, as "$schema" of flurry.jsonc
 

@@ -3,6 +3,7 @@ import { watch } from "node:fs";
 import { basename, dirname, resolve } from "node:path";
 import { Command, Option } from "commander";
 import { describeError, FlurryError } from "../../errors/errors.ts";
+import type { OutboundHandler } from "../../guest-agent/protocol/worker/mod.ts";
 import { bundleWorker, type WorkerBundle } from "../../guest-agent/worker-host/bundle.ts";
 import { listen } from "../adapters/http-server.ts";
 import { Admission, hostLimits } from "../fork/admission.ts";
@@ -11,6 +12,7 @@ import { buildText } from "../workers/images.ts";
 import { jsImage } from "../workers/js/js-image.ts";
 import { openJsParent } from "../workers/js/js-parent.ts";
 import { forksOf, JsService } from "../workers/js/js-service.ts";
+import { outboundGuard, outboundOf } from "../workers/js/outbound.ts";
 import type { Isolation } from "../workers/scaling/isolation.ts";
 import { stepText } from "../workers/steps.ts";
 import { isolationOf } from "./deploy-spec.ts";
@@ -19,11 +21,13 @@ import { type Address, address, environment, positiveInteger } from "./options.t
 import { Output } from "./output.ts";
 import { cliSignal } from "./signal.ts";
 import { CONFIG_OPTION, configuredWorker } from "./worker-config.ts";
+import { collect } from "./worker-spec.ts";
 
 interface DevOptions {
   listen: Address;
   isolation?: Isolation["mode"];
   env?: Record<string, string>;
+  allow?: string[];
   memory?: number;
   children?: number;
   config?: string;
@@ -39,17 +43,20 @@ interface DevSettings {
   env: Record<string, string>;
   memory: number;
   children: number | undefined;
+  /** Makes the worker's own requests. */
+  outbound: OutboundHandler;
 }
 
 const EXAMPLES = `
 Examples:
   flurry dev worker.ts
   flurry dev worker.ts --isolation shared --env GREETING=hello
+  flurry dev worker.ts --allow api.example.com:443
 
 worker.ts is a module as for Cloudflare Workers, Bun or Deno: \`export default { fetch }\`, a Hono app, or
 one that calls the serve() of Bun or of Deno. It is loaded once, in a parent VM; with --isolation request each
 request is answered by a fork of that VM of its own. When a file beside worker.ts or below changes, the
-worker is loaded anew. Module, isolation, env and memory may also stand in flurry.jsonc.`;
+worker is loaded anew. Module, isolation, env, allow and memory may also stand in flurry.jsonc.`;
 
 /** Changes of files within this many milliseconds are one. */
 const SETTLE_MS = 100;
@@ -76,6 +83,7 @@ export function devCommand(): Command {
         .default(undefined, "request"),
     )
     .option("--env <NAME=VALUE>", "variable for the worker's env (may be repeated)", environment)
+    .option("--allow <host:port>", "where the worker's fetch() may go (may be repeated)", collect)
     .option("--memory <MiB>", "memory of a guest (default: 512)", positiveInteger("--memory"))
     .option(
       "--children <n>",
@@ -121,7 +129,14 @@ async function settingsOf(module: string | undefined, options: DevOptions): Prom
     env: { ...config.env, ...options.env },
     memory: options.memory ?? config.memoryMiB ?? 512,
     children: options.children,
+    outbound: outboundTo(options.allow ?? config.allow ?? []),
   };
+}
+
+/** Who develops is the operator, too: what is named by itself, and not by a `*`, may be on this machine. */
+function outboundTo(allow: readonly string[]): OutboundHandler {
+  const own = allow.filter((entry) => !entry.startsWith("*."));
+  return outboundOf({ allow, guard: outboundGuard({ allow: own }) });
 }
 
 /** The worker as it is now, and what is under way to replace it. */
@@ -155,7 +170,7 @@ class DevSession implements AsyncDisposable {
   /** Loads the worker, and takes its place when it is ready. */
   async load(bundle: WorkerBundle): Promise<void> {
     const began = performance.now();
-    const { main, isolation, env, memory, children } = this.#settings;
+    const { main, isolation, env, memory, children, outbound } = this.#settings;
     const name = basename(main).replace(/\.[^.]+$/, "");
     using progress = this.#output.progress("Worker");
     const image = await jsImage({
@@ -175,7 +190,7 @@ class DevSession implements AsyncDisposable {
     const limits = hostLimits(parent.profile.accel, this.#host.cores);
     const admission = new Admission({ ...limits, slots: children ?? limits.slots });
     const ports = forksOf({
-      ...{ parent, name, env },
+      ...{ parent, name, env, outbound },
       admission: admission.family(parent.descriptor.ram.bytes),
       output: {
         onLog: (vm, { level, text }) => this.#log(vm, level, text),

@@ -1,7 +1,10 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
+import { createHash } from "node:crypto";
 import { symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { type CliRun, CliSandbox, root } from "../support/cli.ts";
+import { OutboundSite } from "../support/outbound-site.ts";
+import { eventually } from "../support/worker-process.ts";
 
 setDefaultTimeout(300_000);
 
@@ -105,6 +108,45 @@ describe("flurry dev", () => {
     expect([await textOf(other.url), await textOf(other.url)]).toEqual(["Hello 1", "Hello 1"]);
     expect(await textOf(`${other.url}/name`)).toBe('{"name":"option"}');
     await ended(other.run);
+  });
+
+  test("has a worker's fetch() go where --allow says, from its forks, and ends what one leaves behind", async () => {
+    await using site = await OutboundSite.open();
+    writeFileSync(
+      join(sandbox.directory, "worker.ts"),
+      `const ask = (to: string) => fetch(to).then((r) => r.text(), (e) => e.name + ": " + e.message);
+      let inParent: string;
+      export default {
+        async setup() { inParent = await ask("http://${site.host}/slow"); },
+        async fetch(request: Request) {
+          const { pathname } = new URL(request.url);
+          const to = "http://${site.host}" + pathname;
+          if (pathname === "/parent") return new Response(inParent);
+          if (pathname === "/private") return new Response(await ask("http://127.0.0.1:1/"));
+          if (pathname === "/hang") { fetch(to).catch(() => {}); await Bun.sleep(100); return new Response("left"); }
+          return request.body ? await fetch(to, { method: "POST", body: request.body }) : await fetch(to);
+        },
+      };`,
+    );
+    const { run, url } = await started(["--allow", site.host, "--no-watch"]);
+    const text = "the same text ".repeat(2000);
+    expect(await Promise.all([textOf(`${url}/gzip`), textOf(`${url}/slow`)])).toEqual([text, "slow"]);
+    const body = crypto.getRandomValues(new Uint8Array(60_000));
+    const long = new Blob(Array.from({ length: 50 }, () => body));
+    const echo = JSON.parse(await textOf(`${url}/echo`, { method: "POST", body: long }));
+    const hash = createHash("sha256")
+      .update(await long.bytes())
+      .digest("hex");
+    expect(echo).toMatchObject({ method: "POST", bytes: 3_000_000, hash });
+    expect(await textOf(`${url}/parent`)).toMatch(/^TypeError: .*no network before its fork/);
+    expect(await textOf(`${url}/private`)).toMatch(/^TypeError: .*127\.0\.0\.1:1.*"allow"/);
+    expect(await textOf(`${url}/hang`)).toBe("left");
+    // The fork that had asked is gone, and so is what it had asked for.
+    await eventually(() => site.broken > 0 && site.connections === 0);
+    await ended(run);
+    const wrong = await sandbox.flurry(["dev", "worker.ts", "--allow", "http://x"]);
+    expect([wrong.status, wrong.stdout]).toEqual([2, ""]);
+    expect(wrong.stderr).toContain('"http://x" is neither a host nor host:port');
   });
 
   test("says what is wrong with a module, and starts nothing", async () => {
