@@ -5,6 +5,7 @@ import type { WorkerBundle } from "../../../guest-agent/worker-host/bundle.ts";
 import type { BootedVm } from "../../fork/boot.ts";
 import { type OpenParentOptions, openParent, type ParentOrigin } from "../../fork/open-parent.ts";
 import type { Parent } from "../../fork/parent.ts";
+import { atRest } from "./at-rest.ts";
 import { GUEST_BUN, GUEST_WORKER_HOST } from "./js-image.ts";
 import { DEATH_NOTE, deathOf, OUT_OF_MEMORY } from "./worker-death.ts";
 
@@ -22,12 +23,32 @@ echo "<3>${DEATH_NOTE} $?" >/dev/kmsg
 tail -n 5 ${GUEST_LOG} | cut -c 1-500 | while IFS= read -r line; do echo "<3>$line" >/dev/kmsg; done
 echo b >/proc/sysrq-trigger`;
 
+/**
+ * JavaScriptCore compiles what has run often. A child inherits how often it has run, but neither a compiler
+ * that works nor one that is warm, so that it would compile in its first requests what the parent had
+ * nearly run often enough. These thresholds are 4 and 5 times the usual ones: what is worth compiling is
+ * compiled all the same.
+ */
+const JIT = Object.entries({
+  thresholdForJITAfterWarmUp: 2000,
+  thresholdForJITSoon: 400,
+  thresholdForOptimizeAfterWarmUp: 5000,
+  thresholdForOptimizeAfterLongWarmUp: 5000,
+  thresholdForOptimizeSoon: 5000,
+})
+  .map(([name, value]) => `BUN_JSC_${name}=${value}`)
+  .join(" ");
+
 // The port has no name in /dev: what knows its name is sysfs. The worker-host outlives the command that
 // starts it. A read and a write of the port each block a thread of Bun's pool, which has two on one CPU.
+// min_ttl_ms: a guest that lacks memory kills its worker when it cannot keep what it has used within the
+// last second, where it would else spend half a minute on reading its programs from the disk again and
+// again (Linux, Documentation/admin-guide/mm/multigen_lru.rst, "Thrashing prevention").
 const START = `
+echo 1000 >/sys/kernel/mm/lru_gen/min_ttl_ms
 for port in /sys/class/virtio-ports/*; do
   [ "$(cat "$port/name")" = flurry.worker ] || continue
-  export HOME=/root UV_THREADPOOL_SIZE=4 BUN_ENABLE_CRASH_REPORTING=0
+  export HOME=/root UV_THREADPOOL_SIZE=4 BUN_ENABLE_CRASH_REPORTING=0 ${JIT}
   setsid /bin/sh -c "$1" sh "$2" "$3" "/dev/\${port##*/}" "$4" </dev/null >${GUEST_LOG} 2>&1 &
   exit 0
 done
@@ -58,7 +79,7 @@ export async function openJsParent(
     files: [{ path: GUEST_BUNDLE, data: Buffer.from(bundle.code), mode: 0o644 }],
     preparation: {
       key: ["js", START, WATCH, name, JSON.stringify(warmUpRequests)],
-      prepare: (vm, signal) => loadWorker(vm, name, warmUpRequests, signal),
+      prepare: (vm, signal) => prepareWorker(vm, name, warmUpRequests, signal),
     },
   });
 }
@@ -97,7 +118,18 @@ export async function loadColdWorker(
   }
 }
 
-/** Starts the worker-host in a VM, has it load the worker, and brings its port to rest. */
+/** Starts the worker-host in a VM, has it load the worker, and brings both to rest. */
+async function prepareWorker(
+  vm: BootedVm,
+  name: string,
+  requests: readonly WorkerRequest[],
+  signal: AbortSignal | undefined,
+): Promise<void> {
+  await loadWorker(vm, name, requests, signal);
+  // Not before the port is let go: the worker-host has things to put in order then.
+  await atRest(vm.qemu.pid, signal);
+}
+
 async function loadWorker(
   vm: BootedVm,
   name: string,
