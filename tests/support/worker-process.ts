@@ -4,6 +4,7 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { connect, type Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import {
   WorkerClient,
   type WorkerClientOptions,
@@ -154,6 +155,6 @@ export async function eventually(check: () => boolean, ms = 5000): Promise<void>
   const end = performance.now() + ms;
   while (!check()) {
     if (performance.now() > end) throw new Error(`Still not so after ${ms} ms: ${check}`);
-    await Bun.sleep(2);
+    await sleep(2);
   }
 }

@@ -1,4 +1,5 @@
 import { describe, expect, test } from "bun:test";
+import { setTimeout as sleep } from "node:timers/promises";
 import { limits } from "../../guest-agent/protocol/constants.ts";
 import { OUTBOUND_ID_MIN } from "../../guest-agent/protocol/worker/constants.ts";
 import type {
@@ -146,7 +147,7 @@ describe("the host's end of outbound requests", () => {
     await peer.guest.expect("ANSWER");
     let got = 0;
     while (got < limits.WINDOW_TO_GUEST) got += (await peer.guest.expect("DATA")).data.length;
-    await Bun.sleep(20);
+    await sleep(20);
     expect([got, peer.guest.isIdle]).toEqual([limits.WINDOW_TO_GUEST, true]);
     expect(state.pulled).toBeLessThan(limits.WINDOW_TO_GUEST + 200_000);
     peer.guest.send("CREDIT", ID, { s: 0, n: 1000 });
@@ -161,7 +162,7 @@ describe("the host's end of outbound requests", () => {
     guest.send("OUTBOUND", ID, { ...asked, body: true });
     for (let i = 0; i < 8; i++) guest.data(ID, new Uint8Array(16_000));
     await eventually(() => all.length === 1);
-    await Bun.sleep(20);
+    await sleep(20);
     expect(guest.isIdle).toBe(true);
     const reader = all[0]!.request.body!.getReader();
     for (let i = 0; i < 5; i++) await reader.read();
