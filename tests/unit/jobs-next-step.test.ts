@@ -12,7 +12,7 @@ import {
 
 /** Every code has its place here: who adds one decides whose fault it is. */
 const classes: Record<FailureClass, (keyof typeof errorCodes)[]> = {
-  attempt: ["TASK_FAILED", "TASK_TIMEOUT", "WORKER_TIMEOUT"],
+  attempt: ["TASK_FAILED", "TASK_TIMEOUT", "WORKER_TIMEOUT", "OUTBOUND_FAILED"],
   aborted: ["ABORTED"],
   user: [
     "BAD_ARGUMENT",
@@ -26,6 +26,7 @@ const classes: Record<FailureClass, (keyof typeof errorCodes)[]> = {
     "WORKER_NOT_FOUND",
     "WORKER_LOAD_FAILED",
     "UPGRADE_UNSUPPORTED",
+    "OUTBOUND_FORBIDDEN",
     "SECRET_NOT_FOUND",
     "KEY_NOT_FOUND",
     "LAST_ADMIN_KEY",
