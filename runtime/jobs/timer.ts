@@ -5,6 +5,7 @@ export type After = (ms: number, callback: () => void) => Disposable;
 const MAX_MS = 3_600_000;
 
 export function systemAfter(ms: number, callback: () => void): Disposable {
-  const timer = setTimeout(callback, Math.min(Math.max(0, ms), MAX_MS));
+  // Timers leave fractions out: they would come too early, and whoever looks then finds nothing due yet.
+  const timer = setTimeout(callback, Math.min(Math.ceil(Math.max(0, ms)), MAX_MS));
   return { [Symbol.dispose]: () => clearTimeout(timer) };
 }

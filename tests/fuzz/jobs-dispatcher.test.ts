@@ -1,11 +1,14 @@
 import { describe, expect, test } from "bun:test";
 import fc from "fast-check";
 import { FlurryError } from "../../errors/errors.ts";
+import type { Store } from "../../runtime/jobs/ports.ts";
+import type { After } from "../../runtime/jobs/timer.ts";
 import { ManualClock } from "../support/jobs-clock.ts";
+import { withChanges } from "../support/jobs-held.ts";
 import { blobFiles, openBench, resultsOf, settle } from "../support/jobs-setup.ts";
 import type { ScriptedTask } from "../support/scripted-runtime.ts";
 
-const SEED = 3;
+const SEED = 5;
 
 /** What an attempt does. */
 const deed = fc.constantFrom(
@@ -14,6 +17,10 @@ const deed = fc.constantFrom(
 );
 const plan = fc.record({
   slots: fc.integer({ min: 1, max: 5 }),
+  /** Milliseconds by which timers come too early. */
+  early: fc.constantFrom(0, 0.6),
+  /** Milliseconds that the store takes to tell what there is to do, each time, over and over again. */
+  looks: fc.array(fc.constantFrom(0, 0.7, 1000), { minLength: 1, maxLength: 5 }),
   jobs: fc.array(
     fc.record({
       owner: fc.constantFrom("", "a", "b"),
@@ -39,8 +46,9 @@ const plan = fc.record({
 });
 type Plan = typeof plan extends fc.Arbitrary<infer T> ? T : never;
 
-async function play({ slots, jobs, steps }: Plan): Promise<void> {
+async function play({ slots, jobs, steps, early, looks }: Plan): Promise<void> {
   const clock = new ManualClock();
+  const after: After = (ms, callback) => clock.after(ms - early, callback);
   const waiting = new Set<() => void>();
   const planOf = new Map<string, Plan["jobs"][number]>();
   const begun = new Map<string, number>();
@@ -51,7 +59,8 @@ async function play({ slots, jobs, steps }: Plan): Promise<void> {
     const deeds = planOf.get(task.job)!.tasks[task.index]!;
     return await perform(task, deeds[Math.min(n, deeds.length - 1)]!, waiting);
   };
-  await using bench = await openBench({ clock, after: clock.after, script, slots, start: false });
+  const around = slowlyTelling(clock, looks);
+  await using bench = await openBench({ clock, after, around, script, slots, start: false });
   const ids: string[] = [];
   for (const job of jobs) {
     const { owner, image, priority, maxAttempts, tasks } = job;
@@ -84,6 +93,21 @@ async function play({ slots, jobs, steps }: Plan): Promise<void> {
   const retried = steps.some((step) => step.do === "retry");
   for (const id of ids) await check(bench, id, planOf.get(id)!, retried);
   expect(await bench.store.jobs.load()).toEqual({ activeJobs: 0, waitingTasks: 0, runningTasks: 0 });
+}
+
+/** Lets time go by while a store is asked what there is to do. */
+function slowlyTelling(clock: ManualClock, looks: readonly number[]): (store: Store) => Store {
+  let asked = 0;
+  return (store) => ({
+    ...store,
+    queue: withChanges(store.queue, {
+      lanes: async (blocked) => {
+        const lanes = await store.queue.lanes(blocked);
+        clock.advance(looks[asked++ % looks.length]!);
+        return lanes;
+      },
+    }),
+  });
 }
 
 async function perform(

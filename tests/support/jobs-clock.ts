@@ -12,8 +12,9 @@ export class ManualClock implements Clock {
   #wall = Date.UTC(2026, 0, 31, 12);
   #monotonic = 1000;
 
+  /** In whole milliseconds, as of the system. */
   now(): number {
-    return this.#wall;
+    return Math.floor(this.#wall);
   }
 
   monotonic(): number {
