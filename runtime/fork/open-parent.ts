@@ -64,7 +64,7 @@ export interface OpenParentOptions {
   cpus?: number | undefined;
   files?: readonly ParentFile[] | undefined;
   warmUp?: WarmUp | undefined;
-  /** Longest time of the warm-up in milliseconds. @default no limit */
+  /** Longest time of the warm-up in milliseconds, and of each file that is put there before. @default no limit */
   warmUpTimeoutMs?: number | undefined;
   /** Whether the VM has a port for the worker-host. @default false */
   workerPort?: boolean | undefined;
@@ -280,16 +280,34 @@ function preparationKey({ preparation }: OpenParentOptions): { preparation?: rea
   return preparation ? { preparation: preparation.key } : {};
 }
 
-async function putFiles(vm: BootedVm, { files = [], onProgress, signal }: MakeOptions): Promise<void> {
+async function putFiles(vm: BootedVm, options: MakeOptions): Promise<void> {
+  const { files = [], onProgress, warmUpTimeoutMs: timeoutMs, signal } = options;
   if (files.length === 0) return;
   onProgress?.({ step: "files", count: files.length });
   for (const { path, data, mode } of files) {
-    await vm.agent.putFile(path, data, { mode, signal }).catch(async (error) => {
-      if (codeOf(error) !== "AGENT_REFUSED") throw await explainAgentError(error, "the parent", vm.qemu);
-      const reason = error instanceof Error ? error.message : String(error);
-      throw new FlurryError("TASK_FAILED", `Cannot put "${path}" into the VM: ${reason}`, { cause: error });
+    await vm.agent.putFile(path, data, { mode, timeoutMs, signal }).catch(async (error) => {
+      throw await putError(error, path, vm, timeoutMs);
     });
   }
+}
+
+async function putError(
+  error: unknown,
+  path: string,
+  vm: BootedVm,
+  timeoutMs: number | undefined,
+): Promise<unknown> {
+  const code = codeOf(error);
+  if (code === "AGENT_TIMEOUT") {
+    return new FlurryError("BOOT_TIMEOUT", `The guest has not taken "${path}" within ${timeoutMs} ms`, {
+      cause: error,
+    });
+  }
+  if (code === "AGENT_REFUSED") {
+    const reason = error instanceof Error ? error.message : String(error);
+    return new FlurryError("TASK_FAILED", `Cannot put "${path}" into the VM: ${reason}`, { cause: error });
+  }
+  return await explainAgentError(error, "the parent", vm.qemu);
 }
 
 /** Runs the warm-up command; returns the milliseconds that it took. */

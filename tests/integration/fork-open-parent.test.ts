@@ -4,6 +4,7 @@ import { join } from "node:path";
 import type { Image } from "../../guest-agent/image/mod.ts";
 import { type OpenParentOptions, openParent, type ParentProgress } from "../../runtime/fork/open-parent.ts";
 import { Host } from "../../runtime/vm/host.ts";
+import { processesOf } from "../../runtime/vm/owner.ts";
 import { rejection } from "../support/agent-peer.ts";
 import {
   baseImage,
@@ -126,6 +127,28 @@ describe("openParent()", () => {
       const error = await rejection(open({ warmUp }));
       expect(error.code).toBe("CHILD_DIED");
       expect(error.message).toContain("the parent died");
+      expect(parents()).toEqual(before);
+    },
+    TEST_MS,
+  );
+
+  test(
+    "gives up a guest that stands still while it is given its files, and keeps nothing",
+    async () => {
+      const before = parents();
+      const opening = open({
+        files: [{ path: "/srv/file", data: new Uint8Array(1024 * 1024), mode: 0o644 }],
+        warmUpTimeoutMs: 500,
+        onProgress: ({ step }) => {
+          if (step !== "files") return;
+          for (const pid of processesOf(host.owner.run)) process.kill(pid, "SIGSTOP");
+        },
+      });
+      const error = await rejection(opening);
+      expect([error.code, error.message]).toEqual([
+        "BOOT_TIMEOUT",
+        'The guest has not taken "/srv/file" within 500 ms',
+      ]);
       expect(parents()).toEqual(before);
     },
     TEST_MS,
