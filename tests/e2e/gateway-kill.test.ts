@@ -137,7 +137,8 @@ test(
     await using receiver = await Receiver.open(status(204));
     await using lives = new GatewayLives(() => cliGateway(sandbox, dir));
     const { client } = lives;
-    const campaign = new Campaign({ client, worker, webhook: `http://${receiver.host}/` });
+    const webhook = `http://${receiver.host}/`;
+    const campaign = new Campaign({ client, worker, webhook, log: () => lives.log() });
     await campaign.tell(`Seed ${SEED}`, MOST_MS, async () => {
       const dice = new Dice(SEED);
       const jobs = new Jobs(new Dice(SEED + 1));

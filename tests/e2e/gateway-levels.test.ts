@@ -64,7 +64,7 @@ test(
   async () => {
     await lives.start();
     const { client } = lives;
-    const campaign = new Campaign({ client, worker });
+    const campaign = new Campaign({ client, worker, log: () => lives.log() });
     await campaign.tell(`Seed ${SEED}`, MOST_MS, async () => {
       const strikes = new Strikes({ run: sandbox.run, dice: new Dice(SEED), cutter });
       const run = (key: string, count: number, ms: number) => {

@@ -79,7 +79,7 @@ async function withFaults(
 ) {
   const dir = join(sandbox.directory, key);
   await using lives = new GatewayLives(() => cliGateway(sandbox, dir));
-  const campaign = new Campaign({ client: lives.client, worker });
+  const campaign = new Campaign({ client: lives.client, worker, log: () => lives.log() });
   await campaign.tell(key, MOST_MS, async () => {
     await lives.start();
     const running = campaign.run(jobOf(key, tasks));

@@ -149,7 +149,8 @@ test(
     await using lives = new GatewayLives(() => scriptedGateway(dir));
     const { client } = lives;
     const worker = { image: "base", command: ["work"] };
-    const campaign = new Campaign({ client, worker, webhook: `http://${receiver.host}/` });
+    const webhook = `http://${receiver.host}/`;
+    const campaign = new Campaign({ client, worker, webhook, log: () => lives.log() });
     await campaign.tell(`Seed ${SEED}`, MOST_MS, async () => {
       const jobs = new Jobs(new Dice(SEED));
       const killer = new Killer({ dice: new Dice(SEED + 1), lives, campaign, jobs, dir });

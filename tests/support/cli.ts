@@ -124,6 +124,11 @@ export class CliRun {
     return this.process.pid!;
   }
 
+  /** What it has written to stderr so far. */
+  get stderr(): string {
+    return this.#stderr;
+  }
+
   /** Not through the child process: Deno would report that signal as its end, whatever its end was. */
   kill(signal: NodeJS.Signals): void {
     if (!this.#over) process.kill(this.pid, signal);

@@ -28,10 +28,15 @@ export interface CampaignOptions {
   worker: WorkerSpecInput;
   /** Told of each job. */
   webhook?: string | undefined;
+  /** What the gateway has logged, for the error of a campaign that fails. */
+  log?: (() => string) | undefined;
 }
 
 /** Attempts of each task. */
 export const MAX_ATTEMPTS = 2;
+
+/** Milliseconds in which a gateway may say how it is when a campaign has failed. */
+const TELL_MS = 5000;
 
 /**
  * Jobs that are submitted to gateways which are killed meanwhile, by a client that does not give up. What is
@@ -156,11 +161,12 @@ export class Campaign {
       const faults = this.faults.map((fault, at) => `${at + 1}. ${fault}`).join("\n");
       const message = error instanceof Error ? error.message : String(error);
       const going = [...this.#running].map((job) => this.#stateOf(job)).join("\n");
+      const gateway = await this.#gatewayNow();
       throw new Error(
-        `${message}\n${what}\n${this.problems.join("\n")}\nUnder way:\n${going}\nFaults:\n${faults}`,
-        {
-          cause: error,
-        },
+        [message, what, ...this.problems, "Under way:", going, "Gateway:", gateway, "Faults:", faults].join(
+          "\n",
+        ),
+        { cause: error },
       );
     } finally {
       clearTimeout(timer);
@@ -170,6 +176,28 @@ export class Campaign {
   #stateOf({ key }: CampaignJob): string {
     const [id] = [...this.jobs].find(([, job]) => job.key === key) ?? ["not accepted"];
     return `${key} (${id}): ${JSON.stringify(this.events.get(id)?.at(-1))}`;
+  }
+
+  /** What the gateway says of itself and of what it has not ended; it may say nothing any more. */
+  async #gatewayNow(): Promise<string> {
+    const signal = AbortSignal.timeout(TELL_MS);
+    // A client that waits for the next gateway hears nothing of a signal.
+    const late = Promise.withResolvers<never>();
+    signal.addEventListener("abort", () => late.reject(signal.reason), { once: true });
+    const { jobs, hosts } = this.client;
+    const open = [...this.jobs].filter(([, job]) => this.#running.has(job));
+    const asked = [
+      Array.fromAsync(hosts.list({ signal })),
+      ...open.map(async ([id]) => {
+        const { state, waiting, tasks } = await jobs.get(id, { signal });
+        return { id, state, waiting, tasks };
+      }),
+    ];
+    const told = await Promise.allSettled(asked.map((one) => Promise.race([one, late.promise])));
+    const answers = told.map((one) =>
+      one.status === "fulfilled" ? JSON.stringify(one.value) : `${one.reason}`,
+    );
+    return [...answers, this.#options.log?.() ?? ""].join("\n");
   }
 
   async #send(job: CampaignJob): Promise<Submitted> {

@@ -3,6 +3,9 @@ import { FlurryClient } from "../../runtime/client/mod.ts";
 import type { CliSandbox } from "./cli.ts";
 import { Script } from "./vm.ts";
 
+/** Characters of a gateway's log that are shown when it fails a test. */
+const LOG_CHARACTERS = 4000;
+
 const program = fileURLToPath(new URL("gateway-process.ts", import.meta.url));
 
 /** A gateway in a process of its own. */
@@ -10,6 +13,8 @@ export interface GatewayProcess {
   pid: number;
   /** Its URL, when it answers; rejected when it ends before. */
   ready: Promise<string>;
+  /** The end of what it has written to stderr so far. */
+  log(): string;
   /** Sends a signal and waits for the end. */
   end(signal: "SIGKILL" | "SIGTERM"): Promise<{ code: number | null; stderr: string }>;
 }
@@ -18,11 +23,12 @@ export interface GatewayProcess {
 export function cliGateway(sandbox: CliSandbox, dir: string): GatewayProcess {
   const run = sandbox.start([
     ...["serve", "--listen", "127.0.0.1:0", "--data", dir, "--children", "2", "--json"],
-    ...["--webhook-allow", "127.0.0.1", "--log-level", "error"],
+    ...["--webhook-allow", "127.0.0.1", "--log-level", "warning"],
   ]);
   return {
     pid: run.pid,
     ready: run.until(/"event":"ready","url":"([^"]+)"/).then(([, url]) => url!),
+    log: () => run.stderr.slice(-LOG_CHARACTERS),
     end: async (signal) => {
       run.kill(signal);
       const { status, stderr } = await run.ended;
@@ -37,6 +43,7 @@ export function scriptedGateway(dir: string): GatewayProcess {
   return {
     pid: script.pid,
     ready: script.line().then((line) => JSON.parse(line).url),
+    log: () => script.stderr.slice(-LOG_CHARACTERS),
     end: async (signal) => {
       await script.kill(signal);
       return await script.exited;
@@ -65,6 +72,11 @@ export class GatewayLives implements AsyncDisposable {
 
   get pid(): number {
     return this.#process!.pid;
+  }
+
+  /** The end of what the last one has logged. */
+  log(): string {
+    return this.#process?.log() ?? "";
   }
 
   /** Starts the next one, which need not answer when this returns. */

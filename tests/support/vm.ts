@@ -149,20 +149,25 @@ export class Script implements AsyncDisposable {
   readonly exited: Promise<{ code: number | null; signal: NodeJS.Signals | null; stderr: string }>;
   readonly #child: ChildProcessByStdio<null, Readable, Readable>;
   readonly #lines: AsyncIterator<string>;
+  #stderr = "";
 
   constructor(path: string, args: readonly string[] = []) {
     const run = "deno" in process.versions ? ["run", "--allow-all", "--no-check"] : [];
     const child = spawn(process.execPath, [...run, path, ...args], { stdio: ["ignore", "pipe", "pipe"] });
-    let stderr = "";
     child.stderr.setEncoding("utf8").on("data", (text: string) => {
-      stderr += text;
+      this.#stderr += text;
     });
     this.pid = child.pid!;
     this.exited = new Promise((resolve) =>
-      child.once("close", (code, signal) => resolve({ code, signal, stderr })),
+      child.once("close", (code, signal) => resolve({ code, signal, stderr: this.#stderr })),
     );
     this.#child = child;
     this.#lines = linesOf(child.stdout)[Symbol.asyncIterator]();
+  }
+
+  /** What it has written to stderr so far. */
+  get stderr(): string {
+    return this.#stderr;
   }
 
   /** The next line that it prints; fails if it ends instead. */
