@@ -2,7 +2,6 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { WORKER_PROTOCOL_VERSION, workerLimits } from "../protocol/worker/constants.ts";
 import { Outbox } from "../protocol/worker/outbox.ts";
 import { describeFailure, type WorkerExit } from "./failures.ts";
-import { loadWorker } from "./load.ts";
 import type { Operation } from "./operation.ts";
 import type { OutboundCalls } from "./outbound-calls.ts";
 import type { Port, PortEvents } from "./port.ts";
@@ -13,7 +12,7 @@ import { Runner } from "./runner.ts";
 import { runFor } from "./scope.ts";
 import { type OperationStart, type Question, type Refusal, type Reply, Session } from "./session.ts";
 import { SessionReader } from "./session-reader.ts";
-import { namesOf } from "./shape.ts";
+import { namesOf, type WorkerHandlers } from "./shape.ts";
 
 /** While so much waits to be sent, nothing more is read: a host that reads nothing gets no more answers. */
 const UNREAD_MAX = 1 << 20;
@@ -26,6 +25,8 @@ export interface WorkerHostOptions {
   calls: OutboundCalls;
   /** The bundle to load when the host names none. */
   entry?: string | undefined;
+  /** Finds the handlers of a bundle. */
+  load: (entry: string) => Promise<WorkerHandlers>;
   /** Renews in a child what a fork must not have copied. */
   renew: (seed: Uint8Array) => Promise<void>;
   /** Ends this process. @param why - if it does not end well */
@@ -164,7 +165,7 @@ export class WorkerHost implements PortEvents {
     if (entry === undefined) return refuse(reply, "STATE", "No bundle was named");
     this.#state = "loading";
     try {
-      const handlers = await loadWorker(entry);
+      const handlers = await this.#options.load(entry);
       this.#runner = new Runner(handlers, this.#options.records);
       this.#state = "loaded";
       reply("LOADED", { shape: handlers.shape, handlers: namesOf(handlers), ms: ms() });

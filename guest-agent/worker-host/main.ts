@@ -3,11 +3,14 @@ import { DevicePort } from "./device-port.ts";
 import { captureFailures } from "./failures.ts";
 import { shimFetch } from "./fetch.ts";
 import { WorkerHost } from "./host.ts";
+import { loadWorker } from "./load.ts";
 import { OutboundCalls } from "./outbound-calls.ts";
 import { Records } from "./records.ts";
+import { rehearse } from "./rehearse.ts";
 import { renew } from "./renew.ts";
 import { shimRequest } from "./request-shim.ts";
 import { shimResponse } from "./response-shim.ts";
+import type { WorkerHandlers } from "./shape.ts";
 import { SocketPort } from "./socket-port.ts";
 
 /**
@@ -28,13 +31,19 @@ async function main(): Promise<void> {
     ? await SocketPort.listen(name.slice("unix:".length))
     : await DevicePort.open(name);
   const calls = new OutboundCalls();
-  const host = new WorkerHost(port, { records, calls, entry, renew, exit: exiter() });
+  const host = new WorkerHost(port, { records, calls, entry, load, renew, exit: exiter() });
   process.stdout.write("listening\n");
   captureOutput(records);
   captureFailures(records, (reason) => host.onExit(reason));
   shimResponse();
   shimRequest();
   shimFetch(calls);
+}
+
+async function load(entry: string): Promise<WorkerHandlers> {
+  // Before any code of the worker runs, which may change what it likes.
+  await rehearse(renew);
+  return await loadWorker(entry);
 }
 
 /** Ends the process by its own means, whatever is put in their place later. */
