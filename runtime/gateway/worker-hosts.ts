@@ -1,13 +1,17 @@
+import type { WorkerVersion } from "../api/mod.ts";
 import type { WorkerStore } from "../jobs/ports.ts";
 
 /** Workers that are read from the store at a time: each may have megabytes of code. */
 const STEP = 10;
 
-/** Which worker answers for a host name. */
+/** Which worker answers for a host name, and what it is now. */
 export class WorkerHosts {
   readonly #workers: WorkerStore;
   /** Undefined when it has to be made anew. */
   #names: Promise<Map<string, string>> | undefined;
+
+  /** Current versions that have been asked for. To read one from the store is to parse all of its code. */
+  #current = new Map<string, WorkerVersion>();
 
   constructor(workers: WorkerStore) {
     this.#workers = workers;
@@ -25,8 +29,18 @@ export class WorkerHosts {
     }
   }
 
+  /** The current version of a worker. */
+  async worker(name: string): Promise<WorkerVersion | undefined> {
+    const current = this.#current;
+    const known = current.get(name) ?? (await this.#workers.get(name));
+    if (known) current.set(name, known);
+    return known;
+  }
+
   /** A worker was deployed, changed or removed. */
   changed(): void {
+    // Another one: who is reading now must not bring the old back.
+    this.#current = new Map();
     this.#names = undefined;
   }
 

@@ -36,10 +36,10 @@ export function answerWithWorkers(context: GatewayContext): MiddlewareHandler<Ga
   return createMiddleware<GatewayEnv>(async (c, next) => {
     const target = await targetOf(context, c);
     if (!target) return await next();
+    const worker = await context.hosts.worker(target.name);
     const answer = async () => {
-      c.res = await answerOrProblem(context, c, target);
+      c.res = await answerOrProblem(context, c, { ...target, worker });
     };
-    const worker = await context.store.workers.get(target.name);
     if (worker?.spec.http?.access !== "key") return await answer();
     await allowed(c, async () => {
       await mayAsk(c, answer);
@@ -60,7 +60,7 @@ async function targetOf({ hosts }: GatewayContext, c: Context<GatewayEnv>): Prom
 async function answerOrProblem(
   context: GatewayContext,
   c: Context<GatewayEnv>,
-  target: Target,
+  target: Target & { worker: WorkerVersion | undefined },
 ): Promise<Response> {
   try {
     return withHeaders(await answerOf(context, c, target), c, target);
@@ -76,9 +76,8 @@ async function answerOrProblem(
 async function answerOf(
   context: GatewayContext,
   c: Context<GatewayEnv>,
-  { name, prefix }: Target,
+  { name, prefix, worker }: Target & { worker: WorkerVersion | undefined },
 ): Promise<Response> {
-  const worker = await context.store.workers.get(name);
   const { requests } = context.runtime;
   if (!worker || !isModule(worker.spec) || !requests) {
     throw new FlurryError("WORKER_NOT_FOUND", `There is no worker "${name}" that answers requests`, {

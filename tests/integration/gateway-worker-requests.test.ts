@@ -191,6 +191,28 @@ describe("requests to workers", () => {
   });
 });
 
+describe("the version that answers", () => {
+  test("is the current one at each moment, and read from the store once only", async () => {
+    const { runtime } = answering((_, { worker }) => new Response(String(worker.version)));
+    await using gateway = await GatewaySandbox.open({ runtime });
+    const { workers } = gateway.context.store;
+    const get = workers.get.bind(workers);
+    let reads = 0;
+    workers.get = (...query) => {
+      reads += 1;
+      return get(...query);
+    };
+    await deploy(gateway, "shop");
+    const ask = async () => await (await gateway.fetch("/w/shop/")).text();
+    expect([await ask(), await ask(), await ask(), reads]).toEqual(["1", "1", "1", 1]);
+    await deploy(gateway, "shop", { env: { A: "1" } });
+    expect(await ask()).toBe("2");
+    await gateway.json("/v1/workers/shop/current", { method: "PUT", json: { version: 1 } });
+    expect(await ask()).toBe("1");
+    expect(reads).toBe(3);
+  });
+});
+
 describe("GET /v1/workers/{name}/logs", () => {
   test("gives what a worker has printed, and waits for more", async () => {
     const { logs, runtime } = answering(() => new Response("ok"));
