@@ -179,6 +179,9 @@ export const TaskResult = z
     exitCode: z.int().optional(),
     signal: z.string().optional(),
     error: Failure.optional(),
+    value: z.unknown().optional().meta({
+      description: "What the `task()` of a JS worker has returned, at most 1 MiB as JSON; commands have none",
+    }),
     stdout: z.string().meta({ description: "The first 64 KiB that it printed; the logs have the rest" }),
     stdoutTruncated: z.boolean(),
     artifacts: z.int().meta({ description: "Number of files" }),

@@ -50,8 +50,10 @@ export function eventsCommand(): Command {
 export function resultsCommand(): Command {
   const orders = ["index", "completion"] as const;
   const command = new Command("results")
-    .summary("Show how tasks ended, and what they printed")
-    .description("Shows how tasks ended and the first 64 KiB that each printed. Ends with 4 if a task failed")
+    .summary("Show how tasks ended, and what they returned or printed")
+    .description(
+      "Shows how tasks ended, what those of JS workers returned, and the first 64 KiB that each printed. Ends with 4 if a task failed",
+    )
     .argument("<job>", "id of the job")
     .option("-f, --follow", "wait for tasks that have not ended")
     .option("--order <order>", "index: as submitted; completion: as they ended", oneOf(orders), orders[0])

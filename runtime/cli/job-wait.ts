@@ -41,10 +41,11 @@ export async function waitFor(client: FlurryClient, job: Job, { output, out }: S
   if (succeeded < total) process.exitCode = 4;
 }
 
-/** Shows how a task ended: its output by lines, and why it failed. */
+/** Shows how a task ended: the value that it returned, its output by lines, and why it failed. */
 export function showResult(output: Output, result: TaskResult, job: string): void {
   const { index, stdout, state, error, exitCode, signal } = result;
   output.emit({ event: "result", ...result });
+  if (result.value !== undefined) output.print(`[${index}] ${JSON.stringify(result.value)}`);
   if (stdout !== "") {
     const lines = stdout.replace(/\n$/, "").split("\n");
     output.print(lines.map((line) => `[${index}] ${line}`).join("\n"));

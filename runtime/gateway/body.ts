@@ -1,9 +1,9 @@
 import type { MiddlewareHandler } from "hono";
 import { createMiddleware } from "hono/factory";
 import { FlurryError } from "../../errors/errors.ts";
+import { checkShape } from "../json-shape.ts";
 import { arriving } from "./arriving.ts";
 import type { GatewayEnv, GatewayLimits, Principal } from "./context.ts";
-import { checkShape } from "./json-shape.ts";
 
 const JSON_TYPE = /^application\/([\w.-]+\+)?json$/;
 

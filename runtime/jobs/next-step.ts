@@ -82,7 +82,10 @@ function afterExit(
   left: Ending["left"],
   random: () => number,
 ): AttemptEnd {
-  const { exitCode, signal } = exit;
+  const { exitCode, signal, value } = exit;
+  if (value !== undefined) {
+    return { state: "succeeded", reason: "Returned a value", result: { ...left, exitCode, value } };
+  }
   if (exitCode === 0) return { state: "succeeded", reason: "Exited with 0", result: { ...left, exitCode } };
   const reason = signal === undefined ? `Exited with ${exitCode}` : `Ended by ${signal}`;
   if (claim.attempt < claim.retry.maxAttempts) return retrying(claim, reason, undefined, random);

@@ -204,6 +204,8 @@ export interface AttemptResult {
   exitCode?: number | undefined;
   signal?: string | undefined;
   error?: Failure | undefined;
+  /** Of a module, as JSON. */
+  value?: string | undefined;
   stdout: string;
   stdoutTruncated: boolean;
   artifacts: readonly { path: string; size: number; mode: number; sha256: string; blob: string }[];

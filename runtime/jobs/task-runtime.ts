@@ -35,8 +35,10 @@ export interface AttemptIo {
   ): Promise<void>;
 }
 
-/** How a task's command ended. */
+/** How a task's command ended, or its module's `task()`. */
 export interface AttemptExit {
+  /** What `task()` has returned, as JSON; commands have none. */
+  value?: string | undefined;
   exitCode?: number | undefined;
   signal?: string | undefined;
 }

@@ -71,8 +71,11 @@ function endWithResult(
     ...[json(result.error), result.stdoutTruncated ? 1 : 0, result.artifacts.length],
     ...[result.artifacts.length > 0 ? task.token : undefined, task.id],
   );
-  if (result.stdout !== "") {
-    database.run("INSERT INTO outputs (id, stdout) VALUES (?, ?)", task.id, Buffer.from(result.stdout));
+  if (result.stdout !== "" || result.value !== undefined) {
+    database.run(
+      "INSERT INTO outputs (id, stdout, value) VALUES (?, ?, ?)",
+      ...[task.id, Buffer.from(result.stdout), result.value],
+    );
   }
   for (const { path, size, mode, sha256, blob } of result.artifacts) {
     database.run(

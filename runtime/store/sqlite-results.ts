@@ -17,6 +17,7 @@ import {
 interface ResultRow extends TaskRow {
   ended: number | null;
   stdout: Uint8Array | null;
+  value: string | null;
   stdout_truncated: number;
   artifacts: number;
 }
@@ -49,7 +50,7 @@ export class ResultReader {
       if (row.ended === null) break;
       items.push(resultOf(row));
       next = order === "index" ? ofTask(row.id).index + 1 : row.ended;
-      characters += row.stdout?.length ?? 0;
+      characters += (row.stdout?.length ?? 0) + (row.value?.length ?? 0);
       if (characters > PAGE_CHARACTERS) break;
     }
     return { items, next };
@@ -92,7 +93,7 @@ export class ResultReader {
   #byIndex(seq: number, after: number, limit: number): Iterable<ResultRow> {
     const { first, last } = taskIds(seq);
     return this.#database.iterate<ResultRow>(
-      `SELECT tasks.*, stdout FROM tasks LEFT JOIN outputs ON outputs.id = tasks.id
+      `SELECT tasks.*, stdout, value FROM tasks LEFT JOIN outputs ON outputs.id = tasks.id
         WHERE tasks.id BETWEEN ? AND ? ORDER BY tasks.id LIMIT ?`,
       ...[first + Math.max(0, after), last, limit],
     );
@@ -100,7 +101,7 @@ export class ResultReader {
 
   #byEnd(seq: number, after: number, limit: number): Iterable<ResultRow> {
     return this.#database.iterate<ResultRow>(
-      `SELECT tasks.*, stdout FROM tasks INDEXED BY tasks_ended LEFT JOIN outputs ON outputs.id = tasks.id
+      `SELECT tasks.*, stdout, value FROM tasks INDEXED BY tasks_ended LEFT JOIN outputs ON outputs.id = tasks.id
         WHERE job = ? AND ended IS NOT NULL AND ended > ? ORDER BY ended LIMIT ?`,
       ...[seq, after, limit],
     );
@@ -120,6 +121,7 @@ function resultOf(row: ResultRow): TaskResult {
     exitCode: optional(row.exit_code),
     signal: optional(row.signal),
     error: failureOf(row.error),
+    value: row.value === null ? undefined : JSON.parse(row.value),
     stdout: Buffer.from(row.stdout ?? []).toString("utf8"),
     stdoutTruncated: row.stdout_truncated === 1,
     artifacts: row.artifacts,

@@ -227,7 +227,7 @@ export class VmTaskRuntime implements TaskRuntime {
     );
     using _measured = this.#families.measured(attempt.family, child);
     await io.started(startOf(child, beganAt));
-    return await this.#watched(child, signal, (limit) => runJsTask(child, attempt, io, log, limit));
+    return await this.#watched(child, signal, (limit) => runJsTask(child, attempt, log, limit));
   }
 
   /** Does work in a child, which is given up when its guest leaves questions unanswered. */

@@ -189,6 +189,21 @@ describe("GET /v1/jobs/{id}/results", () => {
     }
   });
 
+  test("gives what tasks have returned, whatever JSON it is, and none where there is none", async () => {
+    await using gateway = await GatewaySandbox.open();
+    const values = [{ a: ["ä", "\0", 1.5] }, null, false, "x".repeat(1024 * 1024 - 2), "", undefined];
+    const { id } = await gateway.submit(jobOf(values.length));
+    for (const value of values) {
+      const json = value === undefined ? undefined : JSON.stringify(value);
+      await gateway.finish(await gateway.claim(), { value: json, stdout: value === undefined ? "out" : "" });
+    }
+    const response = await gateway.fetch(`/v1/jobs/${id}/results`);
+    const results = linesOf<TaskResult>(await response.text());
+    expect(results.map(({ value }) => value)).toEqual(values);
+    expect(results.at(-1)).not.toHaveProperty("value");
+    expect(results.at(-1)?.stdout).toBe("out");
+  });
+
   test("waits for the rest when it is to follow", async () => {
     await using gateway = await GatewaySandbox.open();
     const { id } = await gateway.submit(jobOf(3));

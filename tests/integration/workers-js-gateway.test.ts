@@ -192,8 +192,10 @@ describe("a deployed JS worker", () => {
       await events.text();
       const lines = (await (await gateway.fetch(`/v1/jobs/${id}/results`)).text()).trim().split("\n");
       const results = lines.map((line) => JSON.parse(line));
-      expect(JSON.parse(results[0].stdout)).toEqual({ doubled: 2, ran: 1, index: 0, env: "4" });
-      expect(JSON.parse(results[1].stdout)).toEqual({ doubled: 42, ran: 1, index: 1, env: "4" });
+      expect(results[0].value).toEqual({ doubled: 2, ran: 1, index: 0, env: "4" });
+      expect(results[1].value).toEqual({ doubled: 42, ran: 1, index: 1, env: "4" });
+      expect(results[0]).toMatchObject({ state: "succeeded", stdout: "" });
+      expect(results[2].value).toBeUndefined();
       expect(results[2]).toMatchObject({ state: "failed", stdout: "", error: { code: "TASK_FAILED" } });
       expect(results[2].error.message).toContain("it is bad");
       expect(results[3]).toMatchObject({ state: "failed", error: { code: "TASK_TIMEOUT" } });

@@ -122,6 +122,14 @@ describe("nextStep()", () => {
     });
   });
 
+  test("records a task that returned a value", () => {
+    expect(nextStep(once, { exit: { value: "null" }, left }, Math.random)).toEqual({
+      state: "succeeded",
+      reason: "Returned a value",
+      result: { ...left, exitCode: undefined, value: "null" },
+    });
+  });
+
   test("retries a command that failed, and records its last attempt", () => {
     const exit = { exitCode: 3 };
     expect(nextStep(claim({ attempt: 1 }), { exit, left }, highest)).toEqual({

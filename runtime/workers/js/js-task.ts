@@ -1,7 +1,11 @@
 import { codeOf, FlurryError } from "../../../errors/errors.ts";
 import { WorkerError, type WorkerLog } from "../../../guest-agent/protocol/worker/mod.ts";
 import type { Attempt, AttemptExit, AttemptIo } from "../../jobs/task-runtime.ts";
+import { checkShape } from "../../json-shape.ts";
 import type { JsChild } from "./js-child.ts";
+
+/** Longest value of a task as JSON, in bytes of UTF-8. */
+const MAX_VALUE_BYTES = 1024 * 1024;
 
 const encoder = new TextEncoder();
 
@@ -15,7 +19,7 @@ export class TaskLog {
     this.#io = io;
   }
 
-  /** What a worker prints is no part of its value, which is the task's output. */
+  /** What a worker prints is no part of its value, which is the task's result. */
   write({ text }: Pick<WorkerLog, "text">): void {
     const write = async () => {
       if (!this.#error) await this.#io.output("stderr", encoder.encode(`${text}\n`));
@@ -33,15 +37,13 @@ export class TaskLog {
 }
 
 /**
- * Calls a worker's `task(input, ctx)` in its child. The value that it returns, as a line of JSON, is the
- * task's standard output.
+ * Calls a worker's `task(input, ctx)` in its child. The value that it returns is the task's result.
  *
  * @throws FlurryError TASK_FAILED when it throws, TASK_TIMEOUT, CHILD_DIED, ABORTED
  */
 export async function runJsTask(
   child: JsChild,
   { index, input, timeoutMs }: Attempt,
-  io: AttemptIo,
   log: TaskLog,
   signal: AbortSignal,
 ): Promise<AttemptExit> {
@@ -51,8 +53,7 @@ export async function runJsTask(
       timeoutMs,
     });
     await log.end();
-    await io.output("stdout", encoder.encode(`${JSON.stringify(value)}\n`));
-    return { exitCode: 0 };
+    return { value: valueOf(value, index) };
   } catch (error) {
     const reason = await child.explain(error);
     if (reason instanceof WorkerError && reason.code === "TASK_FAILED") {
@@ -67,5 +68,26 @@ export async function runJsTask(
     const code = reason.code === "TASK_FAILED" || reason.remote ? "TASK_FAILED" : undefined;
     if (code === undefined) throw reason;
     throw new FlurryError(code, reason.message, { cause: error });
+  }
+}
+
+/** @throws FlurryError TASK_FAILED when it is more than results may hold */
+function valueOf(value: unknown, index: number): string {
+  const what = `The value of task ${index}`;
+  try {
+    const json = JSON.stringify(value);
+    const bytes = Buffer.byteLength(json);
+    if (bytes > MAX_VALUE_BYTES) {
+      throw new FlurryError("TASK_FAILED", `${what} takes ${bytes} bytes as JSON`, {
+        hint: `return at most ${MAX_VALUE_BYTES} bytes`,
+      });
+    }
+    checkShape(json, what);
+    return json;
+  } catch (error) {
+    if (codeOf(error) === "TASK_FAILED") throw error;
+    throw new FlurryError("TASK_FAILED", error instanceof Error ? error.message : `${what} is no JSON`, {
+      cause: error,
+    });
   }
 }

@@ -1,4 +1,4 @@
-import { FlurryError } from "../../errors/errors.ts";
+import { FlurryError } from "../errors/errors.ts";
 
 /** Deepest nesting of JSON from outside: what is stored is written again by a recursive writer. */
 const MAX_DEPTH = 100;

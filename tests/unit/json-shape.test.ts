@@ -1,6 +1,6 @@
 import { describe, expect, test } from "bun:test";
 import { codeOf } from "../../errors/errors.ts";
-import { checkShape } from "../../runtime/gateway/json-shape.ts";
+import { checkShape } from "../../runtime/json-shape.ts";
 
 function failureOf(text: string): string {
   try {
