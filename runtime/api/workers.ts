@@ -1,5 +1,6 @@
 import { z } from "zod";
 import { Environment, Failure, MAX_FILE_BYTES, Name, pageOf, Time, textOf, Variable } from "./common.ts";
+import { Crons } from "./crons.ts";
 import { HostPort, Serving, WorkerModule } from "./modules.ts";
 
 /** Image of workers that are JS modules. */
@@ -64,6 +65,9 @@ export const WorkerSpec = z
       .max(100)
       .optional()
       .meta({ description: "Where a module's `fetch` may go; nowhere by default" }),
+    crons: Crons.optional().meta({
+      description: "Times at which a module's `scheduled()` is called, in UTC: minute, hour, day, month, weekday",
+    }),
     cwd: GuestPath.optional(),
     files: z
       .array(GuestFile)
@@ -91,7 +95,7 @@ export const WorkerSpec = z
     if (spec.module === undefined) {
       if (spec.image === undefined) wrong("image", "is missing: a command needs one");
       if (spec.command === undefined) wrong("command", "is missing: a worker has a command or a module");
-      for (const key of ["http", "allow"] as const) if (spec[key]) wrong(key, "is for modules");
+      for (const key of ["http", "allow", "crons"] as const) if (spec[key]) wrong(key, "is for modules");
     } else {
       for (const key of ["image", "command", "cwd", "warmUp"] as const)
         if (spec[key]) wrong(key, "is not for modules");

@@ -53,7 +53,7 @@ export async function runJsTask(
       timeoutMs,
     });
     await log.end();
-    return { value: valueOf(value, index) };
+    return { value: resultOf(value, index) };
   } catch (error) {
     const reason = await child.explain(error);
     if (reason instanceof WorkerError && reason.code === "TASK_FAILED") {
@@ -72,7 +72,7 @@ export async function runJsTask(
 }
 
 /** @throws FlurryError TASK_FAILED when it is more than results may hold */
-function valueOf(value: unknown, index: number): string {
+function resultOf(value: unknown, index: number): string {
   const what = `The value of task ${index}`;
   try {
     const json = JSON.stringify(value);
