@@ -179,6 +179,25 @@ function at(times: number[], share: number): string {
   return (sorted[Math.min(sorted.length - 1, Math.floor(share * sorted.length))] ?? Number.NaN).toFixed(0);
 }
 
+describe("a child of isolation by request", () => {
+  test(
+    "is gone within a second of its answer",
+    async () => {
+      await using one = service({ mode: "request" });
+      const times: number[] = [];
+      for (let n = 0; n < 5; n++) {
+        expect(await (await one.handle(get(`/?n=${n}`))).text()).toBe(String(n));
+        times.push(await allGone(one));
+      }
+      // That of a child, not of the fork for the next request: all processes are gone but the shells.
+      expect(one.stats()).toMatchObject({ forks: 5, inFlight: 0 });
+      report(`gone after the answer: ${times.map((ms) => ms.toFixed(0)).join(", ")} ms`);
+      expect(Math.max(...times)).toBeLessThan(1000);
+    },
+    TEST_MS,
+  );
+});
+
 describe("a child whose worker ends", () => {
   const ends: [path: string, reason: string][] = [
     ["/exit", "the worker called process.exit(7)"],
