@@ -5,7 +5,7 @@ import type { VmInfo } from "../protocol/worker/host-messages.ts";
 
 /** What a worker gets beside its request or input. */
 export interface WorkerContext {
-  /** Keeps the request open after its response until this settles, at most 30 seconds. */
+  /** Keeps the request open after its response until this settles: at most 30 seconds, but for `scheduled()`. */
   waitUntil(promise: Promise<unknown>): void;
   /** Does nothing: there is no origin behind a worker. Here because others have it. */
   passThroughOnException(): void;

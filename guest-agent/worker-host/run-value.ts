@@ -1,4 +1,4 @@
-import { workerLimits } from "../protocol/worker/constants.ts";
+import { SCHEDULED_WAIT_MS, workerLimits } from "../protocol/worker/constants.ts";
 import { describeFailure } from "./failures.ts";
 import type { Operation } from "./operation.ts";
 import { cut } from "./records.ts";
@@ -32,7 +32,8 @@ export async function runScheduled(
   } catch (error) {
     failWith(operation, error);
   }
-  operation.done(await waits.settle());
+  // Here it is not what is left after an answer, but often all of the work.
+  operation.done(await waits.settle(SCHEDULED_WAIT_MS));
 }
 
 function failWith(operation: Operation, error: unknown): void {

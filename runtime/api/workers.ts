@@ -66,7 +66,8 @@ export const WorkerSpec = z
       .optional()
       .meta({ description: "Where a module's `fetch` may go; nowhere by default" }),
     crons: Crons.optional().meta({
-      description: "Times at which a module's `scheduled()` is called, in UTC: minute, hour, day, month, weekday",
+      description:
+        "Times at which a module's `scheduled()` is called, in UTC: minute, hour, day, month, weekday",
     }),
     cwd: GuestPath.optional(),
     files: z
@@ -152,7 +153,7 @@ export const WorkerLogRecord = z
   .object({
     id: z.int().meta({ description: "Grows; a list can be taken up again after it" }),
     at: Time,
-    vm: z.string(),
+    vm: z.string().meta({ description: '"" of what the gateway says, as of calls that were skipped' }),
     level: z.enum(["debug", "info", "warn", "error"]),
     text: z.string(),
     requestId: z.string().optional(),

@@ -16,6 +16,7 @@ export interface DeploySpecOptions {
   memory?: number;
   cpus?: number;
   allow?: string[];
+  cron?: string[];
   host?: string[];
   warm?: string[];
 }
@@ -45,7 +46,7 @@ export function deploySpec(
     throw new FlurryError("BAD_ARGUMENT", `The bundle of ${main} has ${size}`);
   }
   const { $schema: _, name: __, main: ___, module, ...spec } = config;
-  const { isolation, env, secret, memory, cpus, allow, host, warm } = options;
+  const { isolation, env, secret, memory, cpus, allow, cron, host, warm } = options;
   const http = {
     ...spec.http,
     ...(isolation && { isolation: isolationOf(isolation, spec.http?.isolation) }),
@@ -59,6 +60,7 @@ export function deploySpec(
     ...(memory !== undefined && { memoryMiB: memory }),
     ...(cpus !== undefined && { cpus }),
     ...(allow && { allow }),
+    ...(cron && { crons: cron }),
     module: {
       entry: basename(main),
       ...module,

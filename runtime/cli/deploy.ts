@@ -21,6 +21,7 @@ Examples:
   flurry deploy worker.ts --name hello
   flurry deploy worker.ts --name shop --host shop.example.com --isolation session
   flurry deploy worker.ts --name api --allow api.example.com:443 --secret DB_PASSWORD=db-password --warm /
+  flurry deploy worker.ts --name report --cron '0 3 * * *'
   flurry deploy                                  what flurry.jsonc in this directory describes
   flurry deploy --schema > flurry.schema.json    for editors, as "$schema" of flurry.jsonc
 
@@ -43,6 +44,7 @@ export function deployCommand(): Command {
     .option("--memory <MiB>", "memory of a guest (default: 512)", positiveInteger("--memory"))
     .option("--cpus <n>", "processors of a guest (default: 1)", positiveInteger("--cpus"))
     .option("--allow <host:port>", "where the worker's fetch() may go (may be repeated)", collect)
+    .option("--cron <expression>", "time at which scheduled() is called, in UTC (may be repeated)", collect)
     .option(
       "--host <name>",
       "host whose requests the worker gets, beside /w/NAME/ (may be repeated)",

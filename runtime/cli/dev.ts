@@ -11,6 +11,7 @@ import { Host } from "../vm/host.ts";
 import { buildText } from "../workers/images.ts";
 import { jsImage } from "../workers/js/js-image.ts";
 import { openJsParent } from "../workers/js/js-parent.ts";
+import { runScheduled } from "../workers/js/js-scheduled.ts";
 import { forksOf, JsService } from "../workers/js/js-service.ts";
 import { outboundGuard, outboundOf } from "../workers/js/outbound.ts";
 import type { Isolation } from "../workers/scaling/isolation.ts";
@@ -35,6 +36,8 @@ interface DevOptions {
   json?: boolean;
 }
 
+type Ports = ReturnType<typeof forksOf>;
+
 /** How the worker is run: what the command line says, else its file, else the default. */
 interface DevSettings {
   /** Path of the module. */
@@ -56,12 +59,17 @@ Examples:
 worker.ts is a module as for Cloudflare Workers, Bun or Deno: \`export default { fetch }\`, a Hono app, or
 one that calls the serve() of Bun or of Deno. It is loaded once, in a parent VM; with --isolation request each
 request is answered by a fork of that VM of its own. When a file beside worker.ts or below changes, the
-worker is loaded anew. Module, isolation, env, allow and memory may also stand in flurry.jsonc.`;
+worker is loaded anew. GET /__scheduled?cron=... calls its scheduled(). Module, isolation, env, allow and
+memory may also stand in flurry.jsonc.`;
 
 /** Changes of files within this many milliseconds are one. */
 const SETTLE_MS = 100;
 /** With isolation by session: whoever develops is one user. */
 const SESSION = "dev";
+/** A GET of it calls `scheduled()`; `?cron=` says what the event says. */
+const SCHEDULED_PATH = "/__scheduled";
+/** Longest time of such a call, in milliseconds. */
+const SCHEDULED_MS = 900_000;
 /** Milliseconds that requests under way may go on when the server ends. */
 const GRACE_MS = 2000;
 
@@ -145,7 +153,7 @@ class DevSession implements AsyncDisposable {
   readonly #settings: DevSettings;
   readonly #output: Output;
   readonly #signal: AbortSignal;
-  #current: ({ bundle: WorkerBundle; service: JsService } & AsyncDisposable) | undefined;
+  #current: ({ bundle: WorkerBundle; service: JsService; ports: Ports } & AsyncDisposable) | undefined;
   #reloading: Promise<void> | undefined;
   #again = false;
 
@@ -159,6 +167,7 @@ class DevSession implements AsyncDisposable {
   async answer(request: Request): Promise<Response> {
     if (!this.#current) throw new FlurryError("NOT_READY", "The worker is not loaded");
     try {
+      if (new URL(request.url).pathname === SCHEDULED_PATH) return await this.#callScheduled(request);
       return await this.#current.service.handle(request, { session: SESSION });
     } catch (error) {
       const { code, message } = describeError(error);
@@ -188,7 +197,10 @@ class DevSession implements AsyncDisposable {
     });
     stack.use(parent);
     const limits = hostLimits(parent.profile.accel, this.#host.cores);
-    const admission = new Admission({ ...limits, slots: children ?? limits.slots });
+    const slots = children ?? limits.slots;
+    const admission = new Admission({ ...limits, slots });
+    // No more of them can be of use at once than there may be children.
+    parent.shells.resize(slots);
     const ports = forksOf({
       ...{ parent, name, env, outbound },
       admission: admission.family(parent.descriptor.ram.bytes),
@@ -201,9 +213,22 @@ class DevSession implements AsyncDisposable {
     stack.use(service);
     const owned = stack.move();
     const before = this.#current;
-    this.#current = { bundle, service, [Symbol.asyncDispose]: () => owned.disposeAsync() };
+    this.#current = { bundle, service, ports, [Symbol.asyncDispose]: () => owned.disposeAsync() };
     progress.finish(`Worker: loaded in ${formatMs(performance.now() - began)}`);
     await before?.[Symbol.asyncDispose]();
+  }
+
+  /** Calls `scheduled()`, as Cloudflare's wrangler does for this path. */
+  async #callScheduled(request: Request): Promise<Response> {
+    const { ports } = this.#current!;
+    const cron = new URL(request.url).searchParams.get("cron") ?? "* * * * *";
+    const onFailure = (vm: string, text: string) => this.#log(vm, "error", text);
+    const { vm, ms, error } = await runScheduled(ports, { cron, time: Date.now() }, onFailure, {
+      timeoutMs: SCHEDULED_MS,
+      signal: AbortSignal.any([request.signal, this.#signal]),
+    });
+    if (error) throw new FlurryError("TASK_FAILED", error.message);
+    return new Response(`scheduled() ran in ${vm} for ${formatMs(ms)}\n`);
   }
 
   /** Loads the worker anew if it has changed; once more if it changes meanwhile. */

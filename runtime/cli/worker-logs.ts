@@ -17,7 +17,7 @@ export async function showLogs(name: string, options: GatewayOptions & { follow?
     for (const record of records) {
       after = record.id;
       output.emit({ event: "log", ...record });
-      output.print(`${record.at} [${record.vm}] ${record.text}`);
+      output.print(`${record.at} [${record.vm || "gateway"}] ${record.text}`);
     }
   } while (options.follow && !signal.aborted);
 }

@@ -9,6 +9,7 @@ import { Output } from "./output.ts";
 import { showLogs } from "./worker-logs.ts";
 import { rollBack } from "./worker-rollback.ts";
 import { type SpecOptions, specOf, specOptions } from "./worker-spec.ts";
+import { trigger } from "./worker-trigger.ts";
 
 const PUT_EXAMPLES = `
 Examples:
@@ -17,7 +18,7 @@ Examples:
 
 A spec is what PUT /v1/workers/{name} takes: docs/api.md has it.`;
 
-/** `flurry worker put|ls|get|use|rollback|logs|rm`: what jobs may name in place of an image and a command. */
+/** `flurry worker put|ls|get|use|rollback|logs|trigger|rm`: what jobs may name in place of an image and a command. */
 export function workerCommand(): Command {
   const command = new Command("worker").description("Deploys workers, which jobs run by their name");
   const put = command
@@ -75,7 +76,15 @@ export function workerCommand(): Command {
     .option("-f, --follow", "go on as it prints more")
     .addHelpText("after", "\nExamples:\n  flurry worker logs shop --follow")
     .action((name: string, options: GatewayOptions & { follow?: boolean }) => showLogs(name, options));
-  for (const each of [put, list, get, use, rollback, logs, remove]) gatewayOptions(each);
+  const triggering = command
+    .command("trigger")
+    .summary("Call scheduled() of a JS worker now")
+    .description("Calls scheduled() of a JS worker now, in a fork of its own, and waits for its end")
+    .argument("<name>", "name of the worker")
+    .option("--cron <expression>", "what the event says (default: the worker's first one)")
+    .addHelpText("after", "\nExamples:\n  flurry worker trigger shop --cron '0 3 * * *'")
+    .action((name: string, options: GatewayOptions & { cron?: string }) => trigger(name, options));
+  for (const each of [put, list, get, use, rollback, logs, triggering, remove]) gatewayOptions(each);
   return command;
 }
 

@@ -1,4 +1,5 @@
 import {
+  ScheduledRun,
   WorkerLogPage,
   type WorkerLogRecord,
   WorkerPage,
@@ -68,6 +69,19 @@ export class WorkersApi {
       signal,
     });
     return items;
+  }
+
+  /**
+   * Calls `scheduled()` of a JS worker now. Resolves when that is over, also if it has failed: see `error`.
+   *
+   * @param options.cron - what the event says. @default the worker's first one
+   */
+  trigger(
+    name: string,
+    { cron, signal }: CallOptions & { cron?: string | undefined } = {},
+  ): Promise<ScheduledRun> {
+    const json = cron === undefined ? {} : { cron };
+    return this.#transport.json(pathOf(name, "/scheduled"), ScheduledRun, { method: "POST", json, signal });
   }
 
   /** Takes a worker away; its jobs go on. */

@@ -4,9 +4,11 @@ import type { Dispatcher } from "../jobs/dispatcher.ts";
 import type { Jobs } from "../jobs/jobs.ts";
 import type { Store } from "../jobs/ports.ts";
 import type { TaskRuntime } from "../jobs/task-runtime.ts";
+import type { CronEvent, ScheduledEnd, ScheduledOptions } from "../workers/js/js-scheduled.ts";
 import type { ServedVersion, ServeOptions } from "../workers/js/js-services.ts";
 import type { WorkerLogs } from "../workers/js/worker-logs.ts";
 import type { GatewayMetrics } from "./metrics.ts";
+import type { Schedules } from "./schedules.ts";
 import type { StreamPace } from "./stream-pace.ts";
 import type { WebhookGuard } from "./webhook-guard.ts";
 import type { WorkerHosts } from "./worker-hosts.ts";
@@ -14,8 +16,9 @@ import type { WorkerHosts } from "./worker-hosts.ts";
 /** Answers requests with workers that are JS modules: `JsServices`. */
 export interface WorkerRequests {
   handle(worker: ServedVersion, request: Request, options: ServeOptions): Promise<Response>;
+  scheduled(worker: ServedVersion, event: CronEvent, options: ScheduledOptions): Promise<ScheduledEnd>;
   remove(name: string): void;
-  readonly logs: Pick<WorkerLogs, "read" | "onAppend">;
+  readonly logs: Pick<WorkerLogs, "read" | "onAppend" | "note">;
 }
 
 /** What runs tasks, and answers requests if it can. */
@@ -28,6 +31,7 @@ export interface GatewayContext {
   dispatcher: Dispatcher;
   runtime: GatewayRuntime;
   hosts: WorkerHosts;
+  schedules: Schedules;
   clock: Clock;
   /** Aborted when the gateway ends: open streams end then. */
   signal: AbortSignal;
@@ -49,6 +53,8 @@ export interface GatewayLimits {
   bodySilenceMs: number;
   /** Longest time that a JSON body may take to arrive, in ms. */
   bodyMs: number;
+  /** Longest time of one call of a worker's `scheduled()`, the wait for its VM included, in ms. */
+  scheduledMs: number;
 }
 
 /** Who asks. */

@@ -20,6 +20,15 @@ const METHODS = new Set(["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIO
 type AttemptEnded = Parameters<NonNullable<DispatchObserver["attemptEnded"]>>[0];
 
 /**
+ * What became of a time at which `scheduled()` was to be called:
+ * - `failed`: by the worker's fault
+ * - `infrastructure`: it could not be called
+ * - `skipped`: the call before had not ended
+ * - `missed`: nobody looked at the clock then
+ */
+export type ScheduledOutcome = "succeeded" | "failed" | "infrastructure" | "skipped" | "missed";
+
+/**
  * Figures of the gateway for Prometheus. Labels have few values: never an id, a name or a key.
  * docs/operations.md lists them all.
  */
@@ -37,6 +46,7 @@ export class GatewayMetrics implements DispatchObserver {
   readonly #setAside: Gauge<"kind">;
   readonly #setAsideTotal: Counter<"kind">;
   readonly #webhooks: Counter<"outcome">;
+  readonly #scheduled: Counter<"outcome">;
   readonly #store: Pick<Store, "jobs">;
   readonly #activeJobs: Gauge;
   readonly #waiting: Gauge;
@@ -122,6 +132,12 @@ export class GatewayMetrics implements DispatchObserver {
       labelNames: ["outcome"],
       registers,
     });
+    this.#scheduled = new Counter({
+      name: "flurry_scheduled_total",
+      help: "Times at which scheduled() of a worker was to be called",
+      labelNames: ["outcome"],
+      registers,
+    });
     this.#store = store;
     this.#activeJobs = gauge("flurry_jobs_active", "Jobs that have not ended", registers);
     this.#waiting = gauge("flurry_tasks_waiting", "Tasks that wait: queued or retrying", registers);
@@ -182,6 +198,10 @@ export class GatewayMetrics implements DispatchObserver {
 
   webhookAttempted(outcome: "delivered" | "retrying" | "failed"): void {
     this.#webhooks.inc({ outcome });
+  }
+
+  scheduledEnded(outcome: ScheduledOutcome): void {
+    this.#scheduled.inc({ outcome });
   }
 
   /** All figures as Prometheus reads them. */

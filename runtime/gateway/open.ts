@@ -4,6 +4,7 @@ import { type Clock, systemClock } from "../clock.ts";
 import { Dispatcher } from "../jobs/dispatcher.ts";
 import { type JobLimits, Jobs } from "../jobs/jobs.ts";
 import type { Store } from "../jobs/ports.ts";
+import { systemAfter } from "../jobs/timer.ts";
 import { openStore } from "../store/open.ts";
 import { createApp, type GatewayApp } from "./app.ts";
 import { isLoopback } from "./auth.ts";
@@ -12,6 +13,7 @@ import { accessLog } from "./logging.ts";
 import { GatewayMetrics } from "./metrics.ts";
 import { bareProblem } from "./problem.ts";
 import { gatewayRoutes } from "./routes.ts";
+import { Schedules } from "./schedules.ts";
 import { StreamPace } from "./stream-pace.ts";
 import { openTracing, traceRequests } from "./tracing.ts";
 import { WebhookGuard } from "./webhook-guard.ts";
@@ -28,6 +30,8 @@ const LIMITS: GatewayLimits = {
   streamBytes: 8 * 1024 * 1024 * 1024,
   bodySilenceMs: 60_000,
   bodyMs: 600_000,
+  // As on Cloudflare.
+  scheduledMs: 900_000,
 };
 
 export interface GatewayOptions {
@@ -73,11 +77,21 @@ export async function openGateway(options: GatewayOptions): Promise<Gateway> {
   const metrics = new GatewayMetrics(store);
   const runtime = stack.use(await options.runtime());
   const { drainMs, leaseMs } = options;
+  const hosts = new WorkerHosts(store.workers);
+  const allLimits = { ...LIMITS, ...limits };
+  const ending = new AbortController();
+  const schedules = new Schedules({
+    ...{ store, hosts, metrics, clock, drainMs, after: systemAfter },
+    requests: runtime.requests,
+    timeoutMs: allLimits.scheduledMs,
+    ending: ending.signal,
+  });
+  // Before the dispatcher, so that both let go on at the same time what runs when the gateway ends.
+  stack.use(schedules);
   const dispatcher = new Dispatcher({ store, runtime, clock, observer: metrics, drainMs, leaseMs });
   stack.use(dispatcher);
   const jobs = stack.use(new Jobs({ store, dispatcher, limits }));
   const sender = stack.use(new WebhookSender({ deliveries: store.deliveries, guard, clock, metrics }));
-  const ending = new AbortController();
   const context: GatewayContext = {
     store,
     jobs,
@@ -87,9 +101,10 @@ export async function openGateway(options: GatewayOptions): Promise<Gateway> {
     guard,
     metrics,
     pace: new StreamPace(),
-    hosts: new WorkerHosts(store.workers),
+    hosts,
+    schedules,
     signal: ending.signal,
-    limits: { ...LIMITS, ...limits },
+    limits: allLimits,
   };
   const app = createApp(context, {
     middleware: [accessLog(), metrics.middleware(), traceRequests()],
@@ -104,6 +119,7 @@ export async function openGateway(options: GatewayOptions): Promise<Gateway> {
   await dispatcher.start();
   await jobs.start();
   sender.start();
+  schedules.start();
   const opened = stack.move();
   return {
     url: server.url,

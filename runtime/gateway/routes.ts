@@ -11,6 +11,7 @@ import { keysRoutes } from "./keys-routes.ts";
 import { secretsRoutes } from "./secrets-routes.ts";
 import { submitRoutes } from "./submit-routes.ts";
 import { workerLogsRoutes } from "./worker-logs-routes.ts";
+import { workerScheduledRoutes } from "./worker-scheduled-routes.ts";
 import { workersRoutes } from "./workers-routes.ts";
 
 /** All that a gateway answers, in the order of its documentation. */
@@ -23,6 +24,7 @@ export function gatewayRoutes(context: GatewayContext): GatewayApp[] {
     deliveriesRoutes(context),
     workersRoutes(context),
     workerLogsRoutes(context),
+    workerScheduledRoutes(context),
     secretsRoutes(context),
     keysRoutes(context),
     hostsRoutes(context),

@@ -12,6 +12,7 @@ export class WorkerHosts {
 
   /** Current versions that have been asked for. To read one from the store is to parse all of its code. */
   #current = new Map<string, WorkerVersion>();
+  readonly #listeners = new Set<(name: string) => void>();
 
   constructor(workers: WorkerStore) {
     this.#workers = workers;
@@ -38,10 +39,17 @@ export class WorkerHosts {
   }
 
   /** A worker was deployed, changed or removed. */
-  changed(): void {
+  changed(name: string): void {
     // Another one: who is reading now must not bring the old back.
     this.#current = new Map();
     this.#names = undefined;
+    for (const listener of this.#listeners) listener(name);
+  }
+
+  /** Calls back after each change of a worker. */
+  onChange(listener: (name: string) => void): Disposable {
+    this.#listeners.add(listener);
+    return { [Symbol.dispose]: () => void this.#listeners.delete(listener) };
   }
 
   async #read(): Promise<Map<string, string>> {

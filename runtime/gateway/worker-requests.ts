@@ -4,6 +4,8 @@ import { getCookie } from "hono/cookie";
 import { createMiddleware } from "hono/factory";
 import { describeError, FlurryError } from "../../errors/errors.ts";
 import { isModule, type ModuleSpec, type WorkerVersion } from "../api/mod.ts";
+import type { Store } from "../jobs/ports.ts";
+import type { ServedVersion } from "../workers/js/js-services.ts";
 import { authenticate, isLoopback, requireScope } from "./auth.ts";
 import type { GatewayContext, GatewayEnv } from "./context.ts";
 import { answerProblem } from "./problem.ts";
@@ -18,6 +20,11 @@ const SANDBOX = "sandbox allow-downloads allow-forms allow-modals allow-popups a
 
 /** Errors whose own status says the right thing to who asks a worker; all others are a bad gateway. */
 const OWN_STATUS: ReadonlySet<number> = new Set([400, 401, 403, 404, 413, 499, 501, 503, 504]);
+
+/** Where secrets come from. */
+interface SecretsOwner {
+  store: Pick<Store, "secrets">;
+}
 
 /** A worker that is asked, and where. */
 interface Target {
@@ -100,18 +107,16 @@ async function answerOf(
     return new Response(null, { status: 308, headers: { location: `${prefix}/${url.search}` } });
   }
   const { session, cookie } = sessionOf(worker.spec, c, prefix);
-  const served = { ...versionOf(worker), secrets: () => secretsOf(context, worker) };
+  const served = servedVersion(context, worker);
   const answer = await requests.handle(served, c.req.raw, { url: url.href, session });
   if (cookie !== undefined) answer.headers.append("set-cookie", cookie);
   return answer;
 }
 
-function versionOf({ name, version, spec }: WorkerVersion): {
-  name: string;
-  version: number;
-  spec: ModuleSpec;
-} {
-  return { name, version, spec: spec as ModuleSpec };
+/** A version of a module as its runtime gets it. */
+export function servedVersion(context: SecretsOwner, worker: WorkerVersion): ServedVersion {
+  const { name, version, spec } = worker;
+  return { name, version, spec: spec as ModuleSpec, secrets: () => secretsOf(context, worker) };
 }
 
 /** Which session a request belongs to; the cookie that tells of it if it is a new one. */
@@ -136,7 +141,7 @@ function sessionOf(
 
 /** Secrets of a worker that is asked by anyone: those which are for all keys. */
 async function secretsOf(
-  { store }: GatewayContext,
+  { store }: SecretsOwner,
   { name: worker, spec }: WorkerVersion,
 ): Promise<Record<string, string>> {
   const values: Record<string, string> = {};

@@ -154,7 +154,7 @@ export function workersRoutes({
       });
     }
     const { worker, created } = await store.workers.put(name, spec);
-    hosts.changed();
+    hosts.changed(name);
     dispatcher.prepare(familyOf(spec), spec);
     return c.json(shown(worker), created ? 201 : 200);
   });
@@ -181,7 +181,7 @@ export function workersRoutes({
   app.openapi(setCurrent, async (c) => {
     const { version } = c.req.valid("json");
     const worker = await store.workers.setCurrent(c.req.valid("param").name, version);
-    hosts.changed();
+    hosts.changed(worker.name);
     dispatcher.prepare(familyOf(worker.spec), worker.spec);
     return c.json(shown(worker), 200);
   });
@@ -189,7 +189,7 @@ export function workersRoutes({
   app.openapi(deleteWorker, async (c) => {
     const { name } = c.req.valid("param");
     if (!(await store.workers.remove(name))) throw notFound(name);
-    hosts.changed();
+    hosts.changed(name);
     runtime.requests?.remove(name);
     return c.body(null, 204);
   });

@@ -71,7 +71,7 @@ export async function makeParent(making: FamilyMaking): Promise<MadeParent> {
   return { parent, accel: origin.accel.accel, image: image.hash };
 }
 
-async function openModuleParent(options: OpenParentOptions, { module }: ModuleSpec) {
+async function openModuleParent(options: OpenParentOptions, { module, crons }: ModuleSpec) {
   const { code, entry, warmUp } = module;
   const bundle = {
     code,
@@ -83,7 +83,8 @@ async function openModuleParent(options: OpenParentOptions, { module }: ModuleSp
     ...(body !== undefined && { body: new TextEncoder().encode(body) }),
   }));
   try {
-    return await openJsParent({ ...options, name: entry, bundle, warmUpRequests });
+    const isScheduled = crons !== undefined && crons.length > 0;
+    return await openJsParent({ ...options, name: entry, bundle, warmUpRequests, isScheduled });
   } catch (error) {
     if (!(error instanceof WorkerError) || error.code === "ABORTED") throw error;
     const stack = error.workerStack ? `\n${error.workerStack}` : "";

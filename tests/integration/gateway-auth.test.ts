@@ -34,6 +34,7 @@ const needs: Record<Scope | "nothing", string[]> = {
     "retryJob",
     "retryTask",
     "putWorker",
+    "callScheduled",
     "setCurrentWorker",
     "deleteWorker",
   ],

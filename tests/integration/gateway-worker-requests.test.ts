@@ -25,6 +25,7 @@ function answering(script: Script) {
         asked.push({ worker, options });
         return await script(request, { worker, options });
       },
+      scheduled: () => Promise.reject(new Error("This runtime calls no scheduled()")),
       remove: (name) => void removed.push(name),
       logs,
     },

@@ -225,18 +225,27 @@ export class WorkerClient implements AsyncDisposable {
   }
 
   /**
-   * Calls the worker's `scheduled(event, env, ctx)`.
+   * Calls the worker's `scheduled(event, env, ctx)`. Resolves when what it gave to `waitUntil` has settled
+   * too; how long all of it may take is the caller's to say.
    *
    * @param event.time - milliseconds since 1970
+   * @throws WorkerError TASK_FAILED with the worker's message and stack; AGENT_REFUSED, AGENT_TIMEOUT, ABORTED
    */
-  async scheduled(event: { cron: string; time: number }, options: WorkerFetchOptions = {}): Promise<void> {
+  async scheduled(
+    event: { cron: string; time: number },
+    options: WorkerFetchOptions = {},
+  ): Promise<DoneInfo> {
     const fields = { requestId: this.#requestId(options), cron: event.cron, time: event.time };
     const exchange = this.#exchange(
       { what: "The scheduled event", type: "SCHEDULED", fields, body: undefined },
       options,
     );
-    for await (const _ of exchange.body);
-    await exchange.done;
+    try {
+      for await (const _ of exchange.body);
+    } catch (error) {
+      throw exchange.failure ?? error;
+    }
+    return await exchange.done;
   }
 
   /**

@@ -47,6 +47,9 @@ export type RedirectMode = (typeof redirectModes)[number];
 /** How long a request's `waitUntil` promises may take after its response, in milliseconds. */
 export const WAIT_UNTIL_MS = 30_000;
 
+/** The same for those of `scheduled()`. The host that has asked gives up long before. */
+export const SCHEDULED_WAIT_MS = 86_400_000;
+
 /** DATA, END, CREDIT, CANCEL and ERROR are the agent's. */
 export const workerTypes = {
   HELLO: 1,

@@ -61,25 +61,29 @@ export interface JsParentOptions extends Omit<OpenParentOptions, "preparation" |
   bundle: WorkerBundle;
   /** Requests that the parent answers before it is frozen, so that its children find all of it warm. */
   warmUpRequests?: readonly WorkerRequest[] | undefined;
+  /** Whether it must have a `scheduled()`. @default false */
+  isScheduled?: boolean | undefined;
 }
 
 /**
  * A frozen parent in which a JS worker is loaded, set up and warm.
  *
  * @throws FlurryError as `openParent`; WorkerError AGENT_REFUSED when the worker does not load or set up,
- * with its stack; TASK_FAILED when it ends meanwhile, with the reason
+ * with its stack; WORKER_LOAD_FAILED when it lacks `scheduled()`; TASK_FAILED when it ends meanwhile, with the
+ * reason
  */
 export async function openJsParent(
   options: JsParentOptions,
 ): Promise<{ parent: Parent; origin: ParentOrigin }> {
-  const { bundle, name, warmUpRequests = [] } = options;
+  const { bundle, name, warmUpRequests = [], isScheduled = false } = options;
+  const worker = { name, warmUpRequests, isScheduled };
   return await openParent({
     ...options,
     workerPort: true,
     files: [{ path: GUEST_BUNDLE, data: Buffer.from(bundle.code), mode: 0o644 }],
     preparation: {
-      key: ["js", START, WATCH, name, JSON.stringify(warmUpRequests)],
-      prepare: (vm, signal) => prepareWorker(vm, name, warmUpRequests, signal),
+      key: ["js", START, WATCH, name, JSON.stringify(warmUpRequests), ...(isScheduled ? ["scheduled"] : [])],
+      prepare: (vm, signal) => prepareWorker(vm, worker, signal),
     },
   });
 }
@@ -118,22 +122,23 @@ export async function loadColdWorker(
   }
 }
 
+/** What is loaded. */
+type LoadedWorker = Required<Pick<JsParentOptions, "name" | "warmUpRequests" | "isScheduled">>;
+
 /** Starts the worker-host in a VM, has it load the worker, and brings both to rest. */
 async function prepareWorker(
   vm: BootedVm,
-  name: string,
-  requests: readonly WorkerRequest[],
+  worker: LoadedWorker,
   signal: AbortSignal | undefined,
 ): Promise<void> {
-  await loadWorker(vm, name, requests, signal);
+  await loadWorker(vm, worker, signal);
   // Not before the port is let go: the worker-host has things to put in order then.
   await atRest(vm.qemu.pid, signal);
 }
 
 async function loadWorker(
   vm: BootedVm,
-  name: string,
-  requests: readonly WorkerRequest[],
+  { name, warmUpRequests, isScheduled }: LoadedWorker,
   signal: AbortSignal | undefined,
 ): Promise<void> {
   const socket = await startWorkerHost(vm, signal);
@@ -146,14 +151,23 @@ async function loadWorker(
   });
   try {
     await client.hello({ timeoutMs: HELLO_MS, signal });
-    await client.load({ name }, { signal });
-    await client.warm(requests, { signal });
+    const { handlers } = await client.load({ name }, { signal });
+    if (isScheduled && !handlers.includes("scheduled")) throw notScheduled(name, handlers);
+    await client.warm(warmUpRequests, { signal });
     await client.quiesce({ signal });
   } catch (error) {
     throw await loadError(error, name, vm);
   }
   // Children of it would refuse every request.
   if (exit) throw new FlurryError("TASK_FAILED", `Cannot load the worker "${name}": ${exit}`);
+}
+
+function notScheduled(name: string, handlers: readonly string[]): FlurryError {
+  const have = handlers.map((handler) => `${handler}()`).join(", ");
+  const message = `${name} does not load: it has crons, but no scheduled(); it has ${have}`;
+  return new FlurryError("WORKER_LOAD_FAILED", message, {
+    hint: "export default { scheduled(event, env, ctx) { … } }, or take its crons away",
+  });
 }
 
 /** Puts the end of the worker, or of its VM, in place of the end of its channel. */

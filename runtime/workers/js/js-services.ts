@@ -10,6 +10,7 @@ import type { ScalingPorts } from "../scaling/ports.ts";
 import type { RouterStats } from "../scaling/router-stats.ts";
 import { SingleFlight } from "../single-flight.ts";
 import { JsChild } from "./js-child.ts";
+import { type CronEvent, runScheduled, type ScheduledEnd, type ScheduledOptions } from "./js-scheduled.ts";
 import { JsService } from "./js-service.ts";
 import { outboundOf } from "./outbound.ts";
 import { WorkerLogs } from "./worker-logs.ts";
@@ -84,6 +85,29 @@ export class JsServices implements AsyncDisposable {
     const { service } = await this.#serviceFor(worker, request.signal);
     const { timeoutMs } = worker.spec.http ?? Serving.parse({});
     return await service.handle(request, { ...options, timeoutMs });
+  }
+
+  /** Calls a worker's `scheduled()`. @throws FlurryError as `runScheduled`, and what `Families.prepare` throws */
+  async scheduled(
+    worker: ServedVersion,
+    event: CronEvent,
+    { timeoutMs, signal }: ScheduledOptions,
+  ): Promise<ScheduledEnd> {
+    const { name, spec } = worker;
+    const family = familyOf(spec);
+    const { admit, fork } = this.#portsOf(worker, family);
+    const ports = {
+      fork,
+      admit: async (limit: AbortSignal) => {
+        await this.#families.prepare(family, spec, limit);
+        return await admit(limit);
+      },
+    };
+    const onFailure = (vm: string, text: string) => this.logs.note(name, { vm, level: "error", text });
+    const limits = { timeoutMs, signal: AbortSignal.any([signal, this.#stop.signal]) };
+    const running = runScheduled(ports, event, onFailure, limits);
+    this.#inBackground(running.then(() => undefined));
+    return await running;
   }
 
   stats(): ServiceStats[] {

@@ -39,6 +39,11 @@ export class WorkerLogs {
     };
   }
 
+  /** Adds what is told of a worker by its host. @param record.vm - "" when it is of none */
+  note(worker: string, record: Pick<WorkerLogRecord, "vm" | "level" | "text">): void {
+    this.#add(worker, record);
+  }
+
   /** Records with an id above `after` that are still kept, oldest first. */
   read(worker: string, after: number): WorkerLogRecord[] {
     return this.#rings.get(worker)?.records.filter(({ id }) => id > after) ?? [];
