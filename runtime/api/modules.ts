@@ -113,6 +113,10 @@ export const Serving = z
     maxQueue: z.int().min(1).max(100_000).default(1000).meta({
       description: "Requests that may wait for a VM; one more is answered with 503",
     }),
+    ahead: z.int().min(0).max(1000).default(4).meta({
+      description:
+        "VMs at most that are forked ahead of need: as many as the busiest second of late has taken. 0: none",
+    }),
     queueMs: z.int().min(1).max(600_000).default(10_000).meta({
       description: "Longest time that a request waits for a VM; then it is answered with 503",
     }),

@@ -6,6 +6,7 @@ import { describeError, FlurryError } from "../../errors/errors.ts";
 import type { OutboundHandler } from "../../guest-agent/protocol/worker/mod.ts";
 import { bundleWorker, type WorkerBundle } from "../../guest-agent/worker-host/bundle.ts";
 import { listen } from "../adapters/http-server.ts";
+import { Serving } from "../api/mod.ts";
 import { Admission, hostLimits } from "../fork/admission.ts";
 import { Host } from "../vm/host.ts";
 import { buildText } from "../workers/images.ts";
@@ -46,6 +47,8 @@ interface DevSettings {
   env: Record<string, string>;
   memory: number;
   children: number | undefined;
+  /** Forks ahead of need at most. */
+  ahead: number;
   /** Makes the worker's own requests. */
   outbound: OutboundHandler;
 }
@@ -137,6 +140,7 @@ async function settingsOf(module: string | undefined, options: DevOptions): Prom
     env: { ...config.env, ...options.env },
     memory: options.memory ?? config.memoryMiB ?? 512,
     children: options.children,
+    ahead: Serving.parse(config.http ?? {}).ahead,
     outbound: outboundTo(options.allow ?? config.allow ?? []),
   };
 }
@@ -179,7 +183,7 @@ class DevSession implements AsyncDisposable {
   /** Loads the worker, and takes its place when it is ready. */
   async load(bundle: WorkerBundle): Promise<void> {
     const began = performance.now();
-    const { main, isolation, env, memory, children, outbound } = this.#settings;
+    const { main, isolation, env, memory, children, ahead, outbound } = this.#settings;
     const name = basename(main).replace(/\.[^.]+$/, "");
     using progress = this.#output.progress("Worker");
     const image = await jsImage({
@@ -209,7 +213,7 @@ class DevSession implements AsyncDisposable {
         onFault: (vm, fault) => this.#log(vm, "error", JSON.stringify(fault)),
       },
     });
-    const service = new JsService({ ports, isolation });
+    const service = new JsService({ ports, isolation, ahead });
     stack.use(service);
     const owned = stack.move();
     const before = this.#current;

@@ -105,7 +105,7 @@ export class Admission {
    */
   async acquire(request: FamilyAdmission, { signal }: AcquireOptions = {}): Promise<Ticket> {
     throwIfAborted(signal);
-    if (request.bytesPerChild > this.#memoryBytes || this.#slots < 1) throw this.#refusal(request);
+    if (!this.#canEver(request)) throw this.#refusal(request);
     if (this.#queue.length === 0 && this.#hasRoom(request)) return this.#take(request);
     const { promise, resolve, reject } = Promise.withResolvers<Ticket>();
     const entry = { request, admit: () => resolve(this.#take(request)) };
@@ -123,6 +123,12 @@ export class Admission {
     } finally {
       signal?.removeEventListener("abort", onAbort);
     }
+  }
+
+  /** Takes a place if there is one that nobody waits for; called through `family`. */
+  tryAcquire(request: FamilyAdmission): Ticket | undefined {
+    const isFree = this.#queue.length === 0 && this.#canEver(request) && this.#hasRoom(request);
+    return isFree ? this.#take(request) : undefined;
   }
 
   /** Looks again whether those who wait can be let in: a family has changed its measure. */
@@ -146,6 +152,11 @@ export class Admission {
         this.#admitWaiting();
       },
     };
+  }
+
+  /** Whether an empty host has room for a child. */
+  #canEver({ bytesPerChild }: FamilyAdmission): boolean {
+    return bytesPerChild <= this.#memoryBytes && this.#slots >= 1;
   }
 
   #hasRoom(request: FamilyAdmission): boolean {
@@ -221,5 +232,10 @@ export class FamilyAdmission {
   /** Waits for a place. @throws as `Admission.acquire` */
   acquire(options?: AcquireOptions): Promise<Ticket> {
     return this.#admission.acquire(this, options);
+  }
+
+  /** As `Admission.tryAcquire`. */
+  tryAcquire(): Ticket | undefined {
+    return this.#admission.tryAcquire(this);
   }
 }

@@ -3,7 +3,7 @@ import type { Clock } from "../clock.ts";
 
 /** Failures in a row after which something is set aside. */
 const THRESHOLD = 5;
-/** First and longest wait before it is tried again, in ms. */
+/** First and, if nothing else is said, longest wait before it is tried again, in ms. */
 const FIRST_WAIT_MS = 1000;
 const LONGEST_WAIT_MS = 300_000;
 /** What nobody has asked for so long after its next try is forgotten. */
@@ -55,6 +55,7 @@ interface Entry {
 export class SetAsides {
   readonly #clock: Clock;
   readonly #onChange: (change: SetAsideChange) => void;
+  readonly #longestWaitMs: number;
   readonly #host: Entry;
   readonly #families = new Map<string, Entry>();
   /** Families that have failed since the host last worked: the first one, and one more. */
@@ -64,9 +65,12 @@ export class SetAsides {
     clock: Clock;
     host: { id: string; label: string };
     onChange: (change: SetAsideChange) => void;
+    /** @default 300000 */
+    longestWaitMs?: number | undefined;
   }) {
     this.#clock = options.clock;
     this.#onChange = options.onChange;
+    this.#longestWaitMs = options.longestWaitMs ?? LONGEST_WAIT_MS;
     this.#host = this.#fresh("host", options.host.id, options.host.label);
   }
 
@@ -159,7 +163,7 @@ export class SetAsides {
 
   #setAside(entry: Entry, code: string, message: string, waitMs?: number): void {
     if (entry.waitMs === 0) entry.since = this.#clock.now();
-    const next = entry.waitMs === 0 ? FIRST_WAIT_MS : Math.min(entry.waitMs * 2, LONGEST_WAIT_MS);
+    const next = entry.waitMs === 0 ? FIRST_WAIT_MS : Math.min(entry.waitMs * 2, this.#longestWaitMs);
     entry.waitMs = waitMs ?? next;
     entry.nextTryAt = this.#clock.monotonic() + entry.waitMs;
     entry.reason = `${code}: ${message}`;

@@ -97,6 +97,11 @@ export class Families implements AsyncDisposable {
     return this.#admission.slots;
   }
 
+  /** CPU cores that VMs share. */
+  get cores(): number {
+    return this.#options.host.cores;
+  }
+
   /** As `TaskRuntime.prepare`. */
   async prepare(family: string, spec: WorkerSpec, signal: AbortSignal): Promise<void> {
     throwIfAborted(signal);
@@ -117,6 +122,11 @@ export class Families implements AsyncDisposable {
     const places = this.#places.get(family);
     if (!places) throw new FlurryError("FORK_FAILED", `No parent of family "${family}" has been made`);
     return await places.acquire({ signal });
+  }
+
+  /** A place for a child of a family if there is one that nobody waits for. */
+  admitAhead(family: string): Ticket | undefined {
+    return this.#places.get(family)?.tryAcquire();
   }
 
   /** Whether somebody waits for room for a child. */

@@ -38,6 +38,8 @@ const steps = fc.array(
     { weight: 2, arbitrary: fc.record({ do: fc.constant("start" as const), which: fc.nat() }) },
     { weight: 3, arbitrary: fc.record({ do: fc.constant("abort" as const), which: fc.nat(), turns }) },
     { weight: 2, arbitrary: fc.record({ do: fc.constant("kill" as const), which: fc.nat() }) },
+    { weight: 2, arbitrary: fc.record({ do: fc.constant("begin" as const), which: fc.nat() }) },
+    { weight: 1, arbitrary: fc.record({ do: fc.constant("give way" as const) }) },
     { weight: 1, arbitrary: fc.record({ do: fc.constant("fail" as const), which: fc.nat() }) },
     { weight: 1, arbitrary: fc.record({ do: fc.constant("close channel" as const), which: fc.nat() }) },
   ),
@@ -48,6 +50,7 @@ const plan = fc.record({
   maxChildren: fc.integer({ min: 1, max: 5 }),
   places: fc.integer({ min: 0, max: 6 }),
   maxQueue: fc.integer({ min: 1, max: 8 }),
+  ahead: fc.integer({ min: 0, max: 3 }),
   queueMs: fc.integer({ min: 50, max: 600 }),
   /** Which forks fail, again and again in this pattern. */
   failures: fc.array(fc.boolean(), { minLength: 1, maxLength: 6 }),
@@ -72,6 +75,8 @@ interface Seen {
 class Model {
   readonly requests: AskedRequest[] = [];
   readonly seen = new Map<SimulatedChild, Seen>();
+  /** Answers that have begun, some of them more than once. */
+  begun = 0;
   /** The last child of each session. */
   readonly #current = new Map<string, SimulatedChild>();
   readonly #plan: Plan;
@@ -127,11 +132,13 @@ function check({ router, host }: Bench, model: Model, plan: Plan): void {
   const { isolation: rules, maxChildren, places, maxQueue } = plan;
   const { concurrency } = rulesOf(rules);
   const { queued, inFlight, children, ...stats } = router.stats();
-  const { admitting, forking, idle, busy, draining, ending } = children;
-  const all = admitting + forking + idle + busy + draining + ending;
+  const { admitting, forking, spare, idle, busy, draining, ending } = children;
+  const all = admitting + forking + spare + idle + busy + draining + ending;
   expect(all).toBeLessThanOrEqual(maxChildren);
   expect(host.tickets).toBeLessThanOrEqual(Math.min(maxChildren, places));
   expect(host.tickets).toBe(all - admitting);
+  const ready = [...host.ahead].filter((child) => !child.gone && !model.seen.has(child));
+  expect(ready.length).toBeLessThanOrEqual(plan.ahead);
   // Those of which nothing was sent come back to the queue when their child dies.
   expect(queued).toBeLessThanOrEqual(maxQueue + stats.rerouted);
   const workedIn = model.requests.flatMap(({ workingIn }) => [...workingIn]);
@@ -145,7 +152,7 @@ function check({ router, host }: Bench, model: Model, plan: Plan): void {
   // Nobody waits where there is a place, or where a child may be started for it.
   if (queued === 0) return;
   if (rules.mode !== "session") {
-    expect(idle).toBe(0);
+    expect([idle, spare]).toEqual([0, 0]);
     const covered = (admitting + forking) * concurrency;
     if (queued > covered) expect(all).toBe(maxChildren);
   } else if (all < maxChildren) {
@@ -153,7 +160,7 @@ function check({ router, host }: Bench, model: Model, plan: Plan): void {
   }
 }
 
-function act(step: Plan["steps"][number], { ask, host }: Bench, model: Model): void {
+function act(step: Plan["steps"][number], { ask, host, router }: Bench, model: Model): void {
   const { requests, seen } = model;
   const working = requests.filter((request) => request.working);
   if (step.do === "ask") {
@@ -161,6 +168,15 @@ function act(step: Plan["steps"][number], { ask, host }: Bench, model: Model): v
   }
   if (step.do === "answer") pick(working, step.which, (request) => request.answer());
   if (step.do === "start") pick(working, step.which, startIfAllowed);
+  if (step.do === "begin") {
+    pick(working, step.which, (request) => request.begin());
+    model.begun += 1;
+  }
+  if (step.do === "give way") {
+    host.roomWanted = true;
+    router.giveWay();
+    host.roomWanted = false;
+  }
   if (step.do === "abort") {
     const open = requests.filter(({ outcome }) => outcome === undefined);
     pick(open, step.which, (request) => request.abort());
@@ -182,9 +198,9 @@ function startIfAllowed(request: AskedRequest): void {
 }
 
 async function play(plan: Plan): Promise<void> {
-  const { isolation: rules, failures, maxChildren, maxQueue, queueMs, places } = plan;
+  const { isolation: rules, failures, maxChildren, maxQueue, queueMs, places, ahead } = plan;
   const failure = (n: number) => (failures[n % failures.length] ? forkFailed() : undefined);
-  const bench = openRouter(rules, { maxChildren, maxQueue, queueMs, places, failure });
+  const bench = openRouter(rules, { maxChildren, maxQueue, queueMs, places, ahead, failure });
   const { time, host, router } = bench;
   const model = new Model(plan, () => time.now());
   time.onMoment = () => {
@@ -215,15 +231,21 @@ async function play(plan: Plan): Promise<void> {
     expect([...sentTo]).toEqual(sentTo.size > 0 ? given.slice(-1) : []);
   }
   expect(host.children.map(({ disposals }) => disposals)).toEqual(host.children.map(() => 1));
-  expect({ tickets: host.tickets, shells: host.shells, timers: time.timers }).toEqual({
-    ...{ tickets: 0, shells: 0, timers: 0 },
-  });
-  const { inFlight, queued, children, forks, failedForks, rerouted, retired } = router.stats();
+  expect({ tickets: host.tickets, timers: time.timers }).toEqual({ tickets: 0, timers: 0 });
+  const { inFlight, queued, children, ...stats } = router.stats();
+  const { forks, failedForks, forksAhead, usedAhead, rerouted, retired } = stats;
   // Each request asks for one child at most, beside those that failed it or went before they could serve.
-  expect(forks).toBeLessThanOrEqual(
+  expect(forks - forksAhead).toBeLessThanOrEqual(
     model.requests.length + failedForks + rerouted + retired.died + retired.age,
   );
-  expect([inFlight, queued, ...Object.values(children)]).toEqual([0, 0, 0, 0, 0, 0, 0, 0]);
+  // And each that was answered, for one that is forked ahead.
+  expect(forksAhead).toBeLessThanOrEqual(plan.ahead === 0 ? 0 : stats.answered + model.begun);
+  // A request whose caller leaves in that moment takes a child, and does nothing with it.
+  const unseen = host.children.filter((child) => !model.seen.has(child));
+  expect(stats.unused).toBeLessThanOrEqual(unseen.length);
+  expect(usedAhead).toBeGreaterThanOrEqual([...host.ahead].filter((child) => model.seen.has(child)).length);
+  expect(usedAhead).toBeLessThanOrEqual(host.ahead.size);
+  expect([inFlight, queued, ...Object.values(children)]).toEqual([0, 0, 0, 0, 0, 0, 0, 0, 0]);
 }
 
 function pick<T>(from: readonly T[], which: number, act: (one: T) => void): void {

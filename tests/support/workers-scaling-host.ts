@@ -4,14 +4,14 @@ import type { ChildLike, ScalingPorts } from "../../runtime/workers/scaling/port
 import type { SimulatedTime } from "./workers-scaling-time.ts";
 
 export interface HostOptions {
-  /** Milliseconds from a shell to a child that has proven itself. */
+  /** Milliseconds that a fork takes. */
   forkMs: number;
-  /** Milliseconds that a shell takes to start. */
-  shellMs: number;
   /** Milliseconds that a child takes to be gone. @default 5 */
   endMs?: number;
   /** Children that the host admits. @default 1000 */
   places?: number;
+  /** Forks under way at which none is begun ahead of need. @default 8 */
+  cores?: number;
   /** What the n-th fork, from 0, fails with. @default none fails */
   failure?: (n: number) => Error | undefined;
 }
@@ -46,16 +46,13 @@ export class SimulatedChild implements ChildLike {
   }
 }
 
-/** A host with real admission, on which shells and children take their time. */
+/** A host with real admission, on which children take their time. */
 export class SimulatedHost implements ScalingPorts<SimulatedChild> {
   readonly children: SimulatedChild[] = [];
   /** When each fork began. */
   readonly forkedAt: number[] = [];
-  /** Forks that found a shell waiting. */
-  warm = 0;
-  /** Each number of shells that was asked for. */
-  readonly asked: number[] = [];
-  mostShells = 0;
+  /** Children that were forked ahead of need. */
+  readonly ahead = new Set<SimulatedChild>();
   mostChildren = 0;
   /** Whether others wait for room. */
   roomWanted = false;
@@ -64,9 +61,7 @@ export class SimulatedHost implements ScalingPorts<SimulatedChild> {
   readonly #time: SimulatedTime;
   readonly #options: HostOptions;
   readonly #admission: Admission;
-  #keep = 0;
-  #waiting = 0;
-  #starting = 0;
+  #forking = 0;
 
   isRoomWanted(): boolean {
     return this.roomWanted;
@@ -79,17 +74,37 @@ export class SimulatedHost implements ScalingPorts<SimulatedChild> {
     this.#admission = new Admission({ slots: places, memoryBytes: Number.MAX_SAFE_INTEGER });
   }
 
-  /** Shells that wait or are being started ahead. */
-  get shells(): number {
-    return this.#waiting + this.#starting;
-  }
-
   get live(): SimulatedChild[] {
     return this.children.filter(({ gone }) => !gone);
   }
 
   async admit(signal: AbortSignal): Promise<Disposable> {
-    const ticket = await this.#admission.family(0).acquire({ signal });
+    return this.#counted(await this.#admission.family(0).acquire({ signal }));
+  }
+
+  admitAhead(): Disposable | undefined {
+    if (this.#forking >= (this.#options.cores ?? 8)) return undefined;
+    const ticket = this.#admission.family(0).tryAcquire();
+    return ticket && this.#counted(ticket);
+  }
+
+  async fork(signal: AbortSignal, isAhead = false): Promise<SimulatedChild> {
+    const n = this.forkedAt.length;
+    this.forkedAt.push(this.#time.monotonic());
+    const { forkMs, endMs = 5, failure } = this.#options;
+    this.#forking += 1;
+    await this.#time.sleep(forkMs, signal).finally(() => {
+      this.#forking -= 1;
+    });
+    const error = failure?.(n);
+    if (error) throw error;
+    const child = new SimulatedChild(`vm-${n}`, this.#time.monotonic(), () => this.#time.sleep(endMs));
+    this.children.push(child);
+    if (isAhead) this.ahead.add(child);
+    return child;
+  }
+
+  #counted(ticket: Disposable): Disposable {
     this.tickets += 1;
     this.mostChildren = Math.max(this.mostChildren, this.tickets);
     return {
@@ -98,43 +113,6 @@ export class SimulatedHost implements ScalingPorts<SimulatedChild> {
         ticket[Symbol.dispose]();
       },
     };
-  }
-
-  async fork(signal: AbortSignal): Promise<SimulatedChild> {
-    const n = this.forkedAt.length;
-    this.forkedAt.push(this.#time.monotonic());
-    const { forkMs, shellMs, endMs = 5, failure } = this.#options;
-    const isWarm = this.#waiting > 0;
-    if (isWarm) {
-      this.warm += 1;
-      this.#waiting -= 1;
-      this.#refill();
-    }
-    await this.#time.sleep(isWarm ? forkMs : shellMs + forkMs, signal);
-    const error = failure?.(n);
-    if (error) throw error;
-    const child = new SimulatedChild(`vm-${n}`, this.#time.monotonic(), () => this.#time.sleep(endMs));
-    this.children.push(child);
-    return child;
-  }
-
-  keepShells(count: number): void {
-    this.asked.push(count);
-    this.#keep = count;
-    this.#waiting = Math.min(this.#waiting, count);
-    this.#refill();
-  }
-
-  #refill(): void {
-    while (this.shells < this.#keep) {
-      this.#starting += 1;
-      this.mostShells = Math.max(this.mostShells, this.shells);
-      this.#time.after(this.#options.shellMs, () => {
-        this.#starting -= 1;
-        if (this.#waiting < this.#keep) this.#waiting += 1;
-        this.#refill();
-      });
-    }
   }
 }
 

@@ -14,14 +14,13 @@ export interface LoadRun {
   load: Load;
   isolation: Isolation;
   forkMs: number;
-  shellMs: number;
   /** Mean; each request takes from half to one and a half times as long. */
   serviceMs: number;
   maxChildren: number;
   /** Sessions among which requests are divided, in session mode. */
   sessions: number;
-  /** Shells that are kept at most. */
-  shells: number;
+  /** Children that are forked ahead of need at most. */
+  ahead: number;
 }
 
 export interface LoadResult {
@@ -33,10 +32,12 @@ export interface LoadResult {
   /** Requests in children and waiting, after each moment in which that may have changed. */
   demand: { at: number; requests: number }[];
   mostChildren: number;
-  mostShells: number;
-  warmForks: number;
+  /** The most children at once that were ready ahead of need. */
+  mostAhead: number;
+  /** When each child that was forked ahead ended without ever having had a request. */
+  unusedAt: number[];
   /** What is left when nothing has been asked for some time. */
-  left: { children: number; shells: number; tickets: number; timers: number };
+  left: { children: number; tickets: number; timers: number };
 }
 
 /** Requests at a rate that changes in a straight line from one value to another. */
@@ -58,19 +59,24 @@ export function spike(atMs: number, count: number): Load {
 
 /** Plays a load; then waits until all that was kept for more of it has been given up. */
 export async function playLoad(run: LoadRun): Promise<LoadResult> {
-  const { isolation, serviceMs, maxChildren, sessions } = run;
+  const { isolation, serviceMs, maxChildren, sessions, ahead } = run;
   const time = new SimulatedTime();
   const host = new SimulatedHost(time, { ...run, places: maxChildren });
   const dice = new Dice(7);
-  const shells = { startMs: run.shellMs, max: run.shells };
   const router = new RequestRouter({
-    ...{ ports: host, isolation, maxChildren, shells, clock: time, after: time.after },
+    ...{ ports: host, isolation, maxChildren, ahead, clock: time, after: time.after },
   });
   const waits: number[] = [];
   const demand: LoadResult["demand"] = [];
+  const unusedAt: number[] = [];
+  let mostAhead = 0;
   time.onMoment = () => {
     const { inFlight, queued } = router.stats();
     demand.push({ at: time.now(), requests: inFlight + queued });
+    for (const child of host.ahead) {
+      if (child.gone && host.ahead.delete(child)) unusedAt.push(time.now());
+    }
+    mostAhead = Math.max(mostAhead, host.ahead.size);
   };
   const answers: Promise<void>[] = [];
   for (const at of [...run.load].sort((a, b) => a - b)) {
@@ -78,8 +84,9 @@ export async function playLoad(run: LoadRun): Promise<LoadResult> {
     const ms = Math.round(serviceMs * (0.5 + dice.next()));
     const session = `s${dice.int(1, sessions)}`;
     const answer = router.serve(
-      async () => {
+      async (child) => {
         waits.push(time.now() - at);
+        host.ahead.delete(child);
         await time.sleep(ms);
       },
       { session },
@@ -90,30 +97,24 @@ export async function playLoad(run: LoadRun): Promise<LoadResult> {
   await time.advance(10 * serviceMs + 60_000);
   await Promise.all(answers);
   await time.advance(600_000);
-  const left = {
-    children: host.live.length,
-    shells: host.shells,
-    tickets: host.tickets,
-    timers: time.timers,
-  };
-  const { mostChildren, mostShells, forkedAt, warm } = host;
+  const left = { children: host.live.length, tickets: host.tickets, timers: time.timers };
+  const { mostChildren, forkedAt } = host;
   const stats = router.stats();
   await Promise.all([router[Symbol.asyncDispose](), turn()]);
-  return { run, stats, waits, forkedAt, demand, mostChildren, mostShells, warmForks: warm, left };
+  return { run, stats, waits, forkedAt, demand, mostChildren, mostAhead, unusedAt, left };
 }
 
 /** The results as text, one line a load; times in ms. */
 export function loadTable(results: readonly LoadResult[]): string {
-  const head = ["load", "mode", "fork", "shell", "service", "requests", "p50", "p99", "max", "forks", "warm"];
-  const rows = results.map(({ run, waits, forkedAt, warmForks, mostChildren, mostShells }) => {
+  const head = ["load", "mode", "ahead", "fork", "service", "requests", "p50", "p99", "max", "forks"];
+  const rows = results.map(({ run, stats, waits, mostChildren, mostAhead }) => {
     const { p50, p99, max } = distributionOf(waits);
-    const warm = `${Math.round((100 * warmForks) / forkedAt.length)} %`;
     return [
-      ...[run.name, run.isolation.mode, run.forkMs, run.shellMs, run.serviceMs, waits.length, p50, p99, max],
-      ...[forkedAt.length, warm, mostChildren, mostShells],
+      ...[run.name, run.isolation.mode, run.ahead, run.forkMs, run.serviceMs, waits.length, p50, p99, max],
+      ...[stats.forks, stats.usedAhead, stats.unused, mostChildren, mostAhead],
     ].map(String);
   });
-  const lines = [[...head, "children", "shells"], ...rows];
+  const lines = [[...head, "found", "unused", "children", "ready"], ...rows];
   const widths = lines[0]!.map((_, column) => Math.max(...lines.map((line) => line[column]!.length)));
   return lines.map((line) => textLine(line, widths)).join("\n");
 }
@@ -145,4 +146,15 @@ export function forksBeyondNeed(
     worst = Math.max(worst, n - firstFork + 1 - Math.ceil(peak / concurrency));
   });
   return worst;
+}
+
+/** The most children that were forked ahead and ended unused in any `windowMs`. */
+export function mostUnused({ unusedAt }: LoadResult, windowMs: number): number {
+  let first = 0;
+  let most = 0;
+  unusedAt.forEach((at, n) => {
+    while (unusedAt[first]! <= at - windowMs) first += 1;
+    most = Math.max(most, n - first + 1);
+  });
+  return most;
 }

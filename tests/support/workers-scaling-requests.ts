@@ -86,6 +86,11 @@ export class AskedRequest {
     }
   }
 
+  /** Says that the answer has begun. */
+  begin(): void {
+    this.scope?.answered();
+  }
+
   start(): void {
     this.scope?.started();
     this.sentTo.add(this.child!);
@@ -98,11 +103,11 @@ export function openRouter(
   options: Partial<HostOptions & RequestRouterOptions<SimulatedChild>> = {},
 ) {
   const time = new SimulatedTime();
-  const host = new SimulatedHost(time, { forkMs: 10, shellMs: 40, endMs: 5, ...options });
+  const host = new SimulatedHost(time, { forkMs: 50, endMs: 5, ...options });
   const router = new RequestRouter({ ports: host, isolation, clock: time, after: time.after, ...options });
   const ask = (asked: AskOptions = {}) => new AskedRequest(router, asked);
   const asks = (count: number, asked: AskOptions = {}) => Array.from({ length: count }, () => ask(asked));
-  /** Forks of children without waiting shells, and what follows, need no longer than this. */
+  /** A fork, and what follows, needs no longer than this. */
   const forked = () => time.advance(50);
   return { time, host, router, ask, asks, forked };
 }

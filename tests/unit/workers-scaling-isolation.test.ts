@@ -30,11 +30,12 @@ describe("RequestRouter in request mode", () => {
     expect(next.child?.id).toBe("vm-0");
     expect(host.forkedAt).toHaveLength(2);
     await forked();
-    expect(router.stats().children).toMatchObject({ idle: 1, busy: 1 });
+    expect(router.stats().children).toMatchObject({ spare: 1, busy: 1 });
     await time.advance(249);
-    expect(router.stats().children.idle).toBe(1);
+    expect(router.stats().children.spare).toBe(1);
     await time.advance(1);
-    expect(router.stats()).toMatchObject({ children: { idle: 0, busy: 1 }, retired: { idle: 1 } });
+    expect(router.stats()).toMatchObject({ children: { spare: 0, busy: 1 }, retired: { idle: 1 } });
+    expect(router.stats().unused).toBe(1);
   });
 
   test("ends the child at once when the caller leaves, whatever the work does", async () => {
@@ -271,9 +272,11 @@ describe("RequestRouter while others wait for room", () => {
     expect(router.stats()).toMatchObject({ children: { idle: 0, busy: 2, ending: 1 }, retired: { idle: 1 } });
     router.giveWay();
     expect(router.stats().children).toMatchObject({ busy: 2 });
-    // One that falls idle meanwhile gives way by itself.
+    // One that falls idle meanwhile gives way by itself, when the first one is gone and that was not enough.
     requests[1]!.answer();
     await time.advance(0);
+    expect(router.stats().children).toMatchObject({ idle: 1, ending: 1 });
+    await time.advance(5);
     expect(router.stats()).toMatchObject({ children: { idle: 0, busy: 1 }, retired: { idle: 2 } });
     host.roomWanted = false;
     requests[2]!.answer();

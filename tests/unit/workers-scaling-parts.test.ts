@@ -1,8 +1,8 @@
 import { describe, expect, test } from "bun:test";
+import { AheadRule } from "../../runtime/workers/scaling/ahead-rule.ts";
 import { type Isolation, rulesOf } from "../../runtime/workers/scaling/isolation.ts";
 import { PeakWindow } from "../../runtime/workers/scaling/peak-window.ts";
 import { ServiceTime } from "../../runtime/workers/scaling/service-time.ts";
-import { ShellDemand } from "../../runtime/workers/scaling/shell-demand.ts";
 import { WaitQueue } from "../../runtime/workers/scaling/wait-queue.ts";
 import { Dice } from "../support/dice.ts";
 import { openRouter } from "../support/workers-scaling-requests.ts";
@@ -36,38 +36,57 @@ describe("PeakWindow", () => {
   });
 });
 
-describe("ShellDemand", () => {
-  test("keeps as many as were forked while one shell starts, and half of it after each half-life", () => {
-    const demand = new ShellDemand({ startMs: 100, halfLifeMs: 1000, max: 20 });
-    expect(demand.wanted(0)).toBe(0);
-    for (let at = 0; at < 1000; at += 20) demand.forked(at);
-    expect(demand.wanted(980)).toBe(5);
-    expect(demand.wanted(1980)).toBe(3);
-    expect(demand.wanted(2980)).toBe(1);
-    expect(demand.wanted(980 + 1000 * Math.log2(2 * 5) + 1)).toBe(0);
-  });
-
-  test("says when fewer will do", () => {
-    const demand = new ShellDemand({ startMs: 100, halfLifeMs: 1000, min: 1, max: 20 });
-    for (let n = 0; n < 6; n++) demand.forked(0);
-    const numbers: number[] = [];
-    let now = 0;
-    for (let at = demand.fallsAt(now); at !== undefined; at = demand.fallsAt(now)) {
-      expect(demand.wanted(at - 1)).toBe(demand.wanted(now));
-      now = at + 1;
-      numbers.push(demand.wanted(now));
+describe("AheadRule", () => {
+  /** A rule for which so many children were taken, one each `everyMs`, and have all answered. */
+  function ruleAfter(max: number, taken: number, everyMs: number): AheadRule {
+    const rule = new AheadRule(max);
+    for (let n = 0; n < taken; n++) {
+      rule.taken(n * everyMs);
+      rule.answered(n * everyMs);
     }
-    expect(numbers).toEqual([5, 4, 3, 2, 1]);
+    return rule;
+  }
+
+  test("wants as many as the busiest second took, and half of it after each half-life", () => {
+    const rule = ruleAfter(20, 50, 200);
+    const last = 49 * 200;
+    expect(new AheadRule(20).wanted(0)).toBe(0);
+    expect(rule.wanted(last)).toBe(5);
+    expect(rule.wanted(last + 30_000)).toBe(3);
+    expect(rule.wanted(last + 60_000)).toBe(1);
+    expect(rule.wanted(last + 30_000 * Math.log2(2 * 5) + 1)).toBe(0);
+    rule.taken(last + 600_000);
+    expect(rule.wanted(last + 600_000)).toBe(1);
   });
 
-  test("keeps within its bounds", () => {
-    const demand = new ShellDemand({ min: 2, max: 4 });
-    expect(demand.wanted(0)).toBe(2);
-    for (let n = 0; n < 1000; n++) demand.forked(n / 100);
-    expect(demand.wanted(10)).toBe(4);
-    const none = new ShellDemand({ max: 0 });
-    none.forked(0);
-    expect([none.wanted(0), none.fallsAt(0)]).toEqual([0, undefined]);
+  test("wants no more than its bound, nor any where that is 0", () => {
+    expect(ruleAfter(4, 1000, 1).wanted(1000)).toBe(4);
+    const none = ruleAfter(0, 5, 1);
+    expect([none.wanted(5), none.wantsMore(0, 5)]).toEqual([0, false]);
+  });
+
+  test("lets one be forked for each child that has answered, and for no more than its bound", () => {
+    const rule = new AheadRule(3);
+    for (let n = 0; n < 5; n++) rule.taken(0);
+    expect(rule.wantsMore(0, 0)).toBe(false);
+    rule.answered(0);
+    expect([rule.wantsMore(0, 0), rule.wantsMore(3, 0)]).toEqual([true, false]);
+    rule.forked();
+    expect(rule.wantsMore(0, 0)).toBe(false);
+    for (let n = 0; n < 5; n++) rule.answered(0);
+    for (let n = 0; n < 3; n++) {
+      expect(rule.wantsMore(0, 0)).toBe(true);
+      rule.forked();
+    }
+    expect(rule.wantsMore(0, 0)).toBe(false);
+    rule.answered(0);
+    expect([rule.wantsMore(0, 10_000), rule.wantsMore(0, 10_001)]).toEqual([true, false]);
+  });
+
+  test("wants none when it is stopped", () => {
+    const rule = ruleAfter(4, 4, 1);
+    rule.stop();
+    expect([rule.wanted(4), rule.wantsMore(0, 4)]).toEqual([0, false]);
   });
 });
 
@@ -122,7 +141,7 @@ describe("options", () => {
     expect(open({ maxQueue: 0 })).toThrow("maxQueue");
     expect(open({ attempts: -1 })).toThrow("attempts");
     expect(open({ queueMs: 0 })).toThrow("queueMs must be above 0: 0");
-    expect(open({ shells: { min: 2, max: 1 } })).toThrow("shells.max");
+    expect(open({ ahead: -1 })).toThrow("ahead must be a whole number of at least 0: -1");
   });
 });
 
@@ -130,12 +149,12 @@ describe("RequestRouter.stats()", () => {
   test("tells what is going on, in numbers that stay as they were", async () => {
     const { ask, asks, time, router } = openRouter(
       { mode: "shared", concurrency: 2 },
-      { maxChildren: 2, places: 1, shells: { startMs: 40, max: 3 } },
+      { maxChildren: 2, places: 1 },
     );
     const requests = asks(3);
     await time.advance(0);
     const early = router.stats();
-    expect(early).toMatchObject({ inFlight: 0, queued: 3, forks: 1, shells: 1 });
+    expect(early).toMatchObject({ inFlight: 0, queued: 3, forks: 1 });
     expect(early.children).toMatchObject({ forking: 1, admitting: 1 });
     await time.advance(50);
     ask();

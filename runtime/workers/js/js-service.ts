@@ -1,3 +1,5 @@
+import { availableParallelism } from "node:os";
+import { codeOf } from "../../../errors/errors.ts";
 import type { OutboundHandler } from "../../../guest-agent/protocol/worker/mod.ts";
 import type { FamilyAdmission } from "../../fork/admission.ts";
 import type { Parent } from "../../fork/parent.ts";
@@ -7,8 +9,11 @@ import type { ScalingPorts } from "../scaling/ports.ts";
 import { RequestRouter } from "../scaling/request-router.ts";
 import type { RouterStats } from "../scaling/router-stats.ts";
 import { answerRequest } from "./answer-request.ts";
+import { guardForks } from "./fork-guard.ts";
+import { ForksUnderWay } from "./forks-under-way.ts";
 import { workerRequest } from "./http.ts";
 import { JsChild, type WorkerOutput } from "./js-child.ts";
+import { figuresOf, noOutcomes, type RequestFigures, type RequestOutcome } from "./request-figures.ts";
 
 export interface JsServiceOptions {
   /** Where children come from: see `forksOf`. */
@@ -20,6 +25,8 @@ export interface JsServiceOptions {
   maxQueue?: number | undefined;
   /** Milliseconds that a request may wait for a child. @default 10000 */
   queueMs?: number | undefined;
+  /** Children that are forked ahead of need at most. @default 0 */
+  ahead?: number | undefined;
 }
 
 export interface ForksOptions {
@@ -38,12 +45,16 @@ export interface ForksOptions {
 /** Children of one parent. */
 export function forksOf(options: ForksOptions): ScalingPorts<JsChild> {
   const { parent, admission, name, env = {}, secrets = {}, output = {}, outbound } = options;
+  const underWay = new ForksUnderWay(availableParallelism());
   let index = 0;
-  return {
-    fork: (signal) => JsChild.fork(parent, { index: ++index, name, env, secrets, output, outbound, signal }),
+  const fork = (signal: AbortSignal) =>
+    JsChild.fork(parent, { index: ++index, name, env, secrets, output, outbound, signal });
+  const ports: ScalingPorts<JsChild> = {
+    fork: (signal) => underWay.during(() => fork(signal)),
     admit: (signal) => admission.acquire({ signal }),
-    keepShells: (count) => parent.shells.resize(count),
+    admitAhead: () => (underWay.isFull ? undefined : admission.tryAcquire()),
   };
+  return guardForks(ports, { name });
 }
 
 export interface HandleOptions {
@@ -57,11 +68,20 @@ export interface HandleOptions {
 
 const ANSWER_MS = 30_000;
 
+/** What an error says of a request's end; all others are failures. The router counts those who found no child. */
+const OUTCOMES: ReadonlyMap<string | undefined, RequestOutcome | undefined> = new Map([
+  ["CHILD_DIED", "child-died" as const],
+  ["WORKER_TIMEOUT", "timeout" as const],
+  ["ABORTED", "canceled" as const],
+  ["QUEUE_FULL", undefined],
+]);
+
 /** Answers HTTP requests with a JS worker, in VMs that are forked as requests need them. */
 export class JsService implements AsyncDisposable {
   readonly #router: RequestRouter<JsChild>;
   readonly #isAlone: boolean;
   readonly #serving = new Set<Promise<unknown>>();
+  readonly #outcomes = noOutcomes();
 
   /** @throws FlurryError BAD_ARGUMENT */
   constructor(options: JsServiceOptions) {
@@ -84,19 +104,28 @@ export class JsService implements AsyncDisposable {
       async (child, scope) => {
         scope.started();
         const { signal } = scope;
-        const answering = { signal, timeoutMs, alone: this.#isAlone, resolve, reject };
+        const begun = (answer: Response) => {
+          resolve(answer);
+          scope.answered();
+        };
+        const answering = { signal, timeoutMs, alone: this.#isAlone, resolve: begun, reject };
         await answerRequest(child, workerRequest(request, url), answering);
       },
       { session, signal: request.signal },
     );
     served.catch(reject);
     this.#served(served);
-    return await promise;
+    return await this.#counted(promise);
   }
 
   /** As `RequestRouter.giveWay`. */
-  giveWay(): void {
-    this.#router.giveWay();
+  giveWay(options: { unusedOnly?: boolean } = {}): boolean {
+    return this.#router.giveWay(options);
+  }
+
+  /** As `RequestRouter.stopAhead`. */
+  stopAhead(): void {
+    this.#router.stopAhead();
   }
 
   /** Resolves when no request is under way. */
@@ -112,6 +141,23 @@ export class JsService implements AsyncDisposable {
 
   stats(): RouterStats {
     return this.#router.stats();
+  }
+
+  figures(): RequestFigures {
+    return figuresOf(this.stats(), this.#outcomes);
+  }
+
+  async #counted(answer: Promise<Response>): Promise<Response> {
+    try {
+      const response = await answer;
+      this.#outcomes.answered += 1;
+      return response;
+    } catch (error) {
+      const code = codeOf(error);
+      const outcome = OUTCOMES.has(code) ? OUTCOMES.get(code) : "failed";
+      if (outcome) this.#outcomes[outcome] += 1;
+      throw error;
+    }
   }
 
   /** Turns away who waits, and ends all children. */

@@ -9,10 +9,13 @@ import type { Isolation } from "../scaling/isolation.ts";
 import type { ScalingPorts } from "../scaling/ports.ts";
 import type { RouterStats } from "../scaling/router-stats.ts";
 import { SingleFlight } from "../single-flight.ts";
+import { guardForks } from "./fork-guard.ts";
+import { ForksUnderWay } from "./forks-under-way.ts";
 import { JsChild } from "./js-child.ts";
 import { type CronEvent, runScheduled, type ScheduledEnd, type ScheduledOptions } from "./js-scheduled.ts";
 import { JsService } from "./js-service.ts";
 import { outboundOf } from "./outbound.ts";
+import { noFigures, type RequestFigures, sumOfFigures } from "./request-figures.ts";
 import { WorkerLogs } from "./worker-logs.ts";
 
 const logger = getLogger(["flurry", "workers"]);
@@ -48,7 +51,15 @@ export interface ServiceStats {
 interface Running {
   version: number;
   service: JsService;
+  /** When it was last asked; monotonic. */
+  askedAt: number;
 }
+
+/** What services need of the families; `Families` has this shape. */
+export type ServiceFamilies = Pick<
+  Families,
+  "prepare" | "hold" | "admit" | "admitAhead" | "fork" | "measured" | "isRoomWanted" | "onWaiting" | "cores"
+>;
 
 /**
  * Answers requests to deployed JS workers: each by the version that it names, as soon as that is ready;
@@ -58,23 +69,28 @@ interface Running {
 export class JsServices implements AsyncDisposable {
   /** What the workers print. */
   readonly logs = new WorkerLogs();
-  readonly #families: Families;
+  readonly #families: ServiceFamilies;
   readonly #guard: AddressGuard;
   readonly #running = new Map<string, Running>();
+  /** The version that each worker was last asked for: the one that is to run. */
+  readonly #wanted = new Map<string, number>();
   readonly #opening = new SingleFlight();
   /** Versions that could not be made ready: why, and until when. Monotonic. */
   readonly #failed = new Map<string, { version: number; error: unknown; until: number }>();
   readonly #background = new Set<Promise<void>>();
+  /** Services that end, and what those that have ended had done. */
+  readonly #retiring = new Set<JsService>();
+  #past = noFigures();
+  readonly #underWay: ForksUnderWay;
   readonly #waiting: Disposable;
   readonly #stop = new AbortController();
 
   /** @param guard - says which addresses of what a worker may ask it may have; from `outboundGuard` */
-  constructor(families: Families, guard: AddressGuard) {
+  constructor(families: ServiceFamilies, guard: AddressGuard) {
     this.#families = families;
     this.#guard = guard;
-    this.#waiting = families.onWaiting(() => {
-      for (const { service } of this.#running.values()) service.giveWay();
-    });
+    this.#underWay = new ForksUnderWay(families.cores);
+    this.#waiting = families.onWaiting(() => this.#giveWay());
   }
 
   /**
@@ -82,7 +98,10 @@ export class JsServices implements AsyncDisposable {
    * there is no version that can answer
    */
   async handle(worker: ServedVersion, request: Request, options: ServeOptions = {}): Promise<Response> {
-    const { service } = await this.#serviceFor(worker, request.signal);
+    this.#wanted.set(worker.name, worker.version);
+    const running = await this.#serviceFor(worker, request.signal);
+    running.askedAt = performance.now();
+    const { service } = running;
     const { timeoutMs } = worker.spec.http ?? Serving.parse({});
     return await service.handle(request, { ...options, timeoutMs });
   }
@@ -118,10 +137,17 @@ export class JsServices implements AsyncDisposable {
     }));
   }
 
+  /** What all of them do now, and have done, those that have ended included. */
+  figures(): RequestFigures {
+    const services = [...[...this.#running.values()].map(({ service }) => service), ...this.#retiring];
+    return sumOfFigures([this.#past, ...services.map((service) => service.figures())]);
+  }
+
   /** A worker has been removed: its service ends when its requests have. */
   remove(name: string): void {
     const running = this.#running.get(name);
     this.#running.delete(name);
+    this.#wanted.delete(name);
     this.logs.remove(name);
     if (running) this.#retire(running);
   }
@@ -167,15 +193,19 @@ export class JsServices implements AsyncDisposable {
       logger.warn("{name}@{version} is not ready: {reason}", { name, version, code, reason: message });
       throw error;
     }
+    const before = this.#running.get(name);
+    const wanted = this.#wanted.get(name);
+    if (wanted === undefined) throw new FlurryError("WORKER_NOT_FOUND", `The worker "${name}" was removed`);
+    // Another one has been asked for while this one loaded, and what runs is no worse than this.
+    if (before && wanted !== version) return;
     this.#failed.delete(name);
-    const { isolation, maxChildren, maxQueue, queueMs } = spec.http ?? Serving.parse({});
-    const ports = this.#portsOf(worker, family);
+    const { isolation, maxChildren, maxQueue, queueMs, ahead } = spec.http ?? Serving.parse({});
+    const ports = guardForks(this.#portsOf(worker, family), { name });
     const service = new JsService({
-      ...{ ports, maxChildren, maxQueue, queueMs },
+      ...{ ports, maxChildren, maxQueue, queueMs, ahead },
       isolation: isolationOf(isolation),
     });
-    const before = this.#running.get(name);
-    this.#running.set(name, { version, service });
+    this.#running.set(name, { version, service, askedAt: performance.now() });
     if (before) this.#retire(before);
   }
 
@@ -186,27 +216,35 @@ export class JsServices implements AsyncDisposable {
     let index = 0;
     return {
       admit: (signal) => families.admit(family, signal),
+      admitAhead: () => (this.#underWay.isFull ? undefined : families.admitAhead(family)),
       fork: async (signal) => {
         using stack = new DisposableStack();
         const { parent } = stack.use(await families.hold(family, spec, signal));
         const values = await secrets();
-        const child = await families.fork(family, parent, signal, () =>
-          JsChild.fork(parent, {
-            ...{ index: ++index, name, env: spec.env, secrets: values, output, outbound, signal },
-          }),
+        const options = { index: ++index, name, env: spec.env, secrets: values, output, outbound, signal };
+        const child = await this.#underWay.during(() =>
+          families.fork(family, parent, signal, () => JsChild.fork(parent, options)),
         );
         stack.use(families.measured(family, child));
         const held = stack.move();
         void child.exited.then(() => held.dispose());
         return child;
       },
-      // Those of a host are shared among its families by use: each fork is one.
-      keepShells: () => undefined,
       isRoomWanted: () => families.isRoomWanted,
     };
   }
 
+  /** Has a child without requests end for others: one that nobody has used, of who was asked longest ago. */
+  #giveWay(): void {
+    const running = [...this.#running.values()].sort((a, b) => a.askedAt - b.askedAt);
+    const services = [...this.#retiring, ...running.map(({ service }) => service)];
+    const isOver = services.some((service) => service.giveWay({ unusedOnly: true }));
+    if (!isOver) services.some((service) => service.giveWay());
+  }
+
   #retire({ service }: Running): void {
+    service.stopAhead();
+    this.#retiring.add(service);
     const retire = async () => {
       const { promise: late, resolve } = Promise.withResolvers<void>();
       const timer = setTimeout(resolve, DRAIN_MS);
@@ -214,7 +252,12 @@ export class JsServices implements AsyncDisposable {
       if (this.#stop.signal.aborted) resolve();
       await Promise.race([service.idle(), late]);
       clearTimeout(timer);
-      await service[Symbol.asyncDispose]();
+      try {
+        await service[Symbol.asyncDispose]();
+      } finally {
+        this.#past = sumOfFigures([this.#past, service.figures()]);
+        this.#retiring.delete(service);
+      }
     };
     this.#inBackground(retire());
   }

@@ -13,6 +13,22 @@ export interface RequestScope {
    * @throws FlurryError the reason of `signal` when that has fired: nothing may be sent any more
    */
   started(): void;
+  /**
+   * Says that the answer has begun, so that what is left of it leaves time for other things. It needs not
+   * be said: the end of the work says it as well.
+   */
+  answered(): void;
+}
+
+/** What becomes of an attempt. */
+export interface AttemptEvents {
+  /** As `RequestScope.answered`; may be called twice. */
+  onAnswered: () => void;
+  /**
+   * The work has ended, with its error if it failed: before the outcome is returned, or long after it was
+   * cut.
+   */
+  onEnd: (failure?: { error: unknown }) => void;
 }
 
 /** Serves one request with a child. It settles when the answer has been read to its end. */
@@ -39,18 +55,17 @@ export class Attempt<C extends ChildLike> implements Occupant {
     this.#abort.abort(error);
   }
 
-  /**
-   * @param onEnd - called when the work has ended, with its error if it failed; before the outcome
-   * is returned, or long after it was cut
-   */
-  async run<T>(work: RequestWork<C, T>, onEnd: (failure?: { error: unknown }) => void): Promise<T> {
+  async run<T>(work: RequestWork<C, T>, { onAnswered, onEnd }: AttemptEvents): Promise<T> {
     const { signal } = this.#abort;
     const cut = Promise.withResolvers<never>();
     const onAbort = () => cut.reject(signal.reason);
     signal.addEventListener("abort", onAbort, { once: true });
-    const working = this.#work(work);
+    const working = this.#work(work, onAnswered);
     working.then(
-      () => onEnd(),
+      () => {
+        onAnswered();
+        onEnd();
+      },
       (error: unknown) => onEnd({ error }),
     );
     try {
@@ -60,7 +75,7 @@ export class Attempt<C extends ChildLike> implements Occupant {
     }
   }
 
-  async #work<T>(work: RequestWork<C, T>): Promise<T> {
+  async #work<T>(work: RequestWork<C, T>, onAnswered: () => void): Promise<T> {
     const { signal } = this.#abort;
     // Cut between the moment in which it got its place and this one.
     signal.throwIfAborted();
@@ -69,6 +84,9 @@ export class Attempt<C extends ChildLike> implements Occupant {
       started: () => {
         signal.throwIfAborted();
         this.#started = true;
+      },
+      answered: () => {
+        if (!signal.aborted) onAnswered();
       },
     });
   }

@@ -8,19 +8,27 @@ export interface Covered {
 
 /** A child on its way. */
 export class ChildStart {
-  /** Session that it will belong to; "" when it is for all. */
-  readonly key: string;
+  /** Session that it will belong to; "" when it is for all, or for nobody yet. */
+  key: string;
+  /** Whether it was begun ahead of need. */
+  readonly isAhead: boolean;
   readonly abort = new AbortController();
   phase: "admitting" | "forking" = "admitting";
   readonly #waiters = new Set<Covered>();
 
-  constructor(key: string) {
+  constructor(key: string, isAhead = false) {
     this.key = key;
+    this.isAhead = isAhead;
   }
 
   /** Those whom it is for. */
   get covers(): number {
     return this.#waiters.size;
+  }
+
+  /** Whether it has not been begun for anybody, nor found somebody since. */
+  get isFree(): boolean {
+    return this.isAhead && this.covers === 0;
   }
 
   /** Counts on it for somebody. */

@@ -8,14 +8,12 @@ import type { ChildCounts, Counters } from "./router-stats.ts";
 import { type RetireReason, ServingChild } from "./serving-child.ts";
 
 export interface FleetOptions<C extends ChildLike> {
-  ports: Pick<ScalingPorts<C>, "fork" | "admit">;
+  ports: Pick<ScalingPorts<C>, "fork" | "admit" | "admitAhead">;
   rules: IsolationRules;
   /** Children at most, from the moment they wait for admission until they are gone. */
   max: number;
   clock: Clock;
   counters: Counters;
-  /** A fork begins. */
-  onFork: () => void;
   /** There may be a place, or room for a child, that there was not before. */
   onChange: () => void;
 }
@@ -26,6 +24,8 @@ export class Fleet<C extends ChildLike> implements AsyncDisposable {
   readonly starts = new Set<ChildStart>();
   /** Children that take requests, the oldest first. */
   readonly open = new Set<ServingChild<C>>();
+  /** Children that are ready, and that nobody has used yet, the oldest first: they belong to no session. */
+  readonly spares = new Set<ServingChild<C>>();
   readonly #options: FleetOptions<C>;
   readonly #sessions = new Map<string, ServingChild<C>>();
   /** Take no more requests, and finish those that they have. */
@@ -42,8 +42,14 @@ export class Fleet<C extends ChildLike> implements AsyncDisposable {
 
   /** Whether one more child may be started. */
   get hasRoom(): boolean {
-    const { starts, open } = this;
-    return starts.size + open.size + this.#draining.size + this.#ending.size < this.#options.max;
+    const { starts, open, spares } = this;
+    const ready = open.size + spares.size;
+    return starts.size + ready + this.#draining.size + this.#ending.size < this.#options.max;
+  }
+
+  /** Whether room comes: a child is being ended. */
+  get isEnding(): boolean {
+    return this.#ending.size > 0;
   }
 
   /** Requests in children that take more. */
@@ -65,6 +71,7 @@ export class Fleet<C extends ChildLike> implements AsyncDisposable {
     return {
       admitting: this.starts.size - forking,
       forking,
+      spare: this.spares.size,
       idle,
       busy: this.open.size - idle + busy,
       draining,
@@ -79,18 +86,26 @@ export class Fleet<C extends ChildLike> implements AsyncDisposable {
 
   /** Begins a child. */
   start(key: string): ChildStart {
-    const start = new ChildStart(key);
-    this.starts.add(start);
-    this.#track(this.#run(start));
-    return start;
+    return this.#begin(new ChildStart(key));
   }
 
-  /** Puts a request into a child. It leaves with `release`. */
-  give(child: ServingChild<C>): Attempt<C> {
-    const attempt = new Attempt(child, this.#options.clock.monotonic());
+  /** Begins a child that nobody needs yet. Returns false if there is no room for it. */
+  startAhead(): boolean {
+    const ticket = this.#options.ports.admitAhead();
+    if (!ticket) return false;
+    this.#begin(new ChildStart("", true), ticket);
+    return true;
+  }
+
+  /** Puts a request of a session into a child. It leaves with `release`. */
+  give(child: ServingChild<C>, key: string): Attempt<C> {
+    const { rules, clock, counters } = this.#options;
+    if (this.spares.delete(child)) this.#open(child, key);
+    if (child.given === 0 && child.birth.isAhead) counters.usedAhead += 1;
+    const attempt = new Attempt(child, clock.monotonic());
     child.occupants.add(attempt);
     child.given += 1;
-    if (child.given >= this.#options.rules.maxRequests) this.retire(child, "served");
+    if (child.given >= rules.maxRequests) this.retire(child, "served");
     return attempt;
   }
 
@@ -108,6 +123,7 @@ export class Fleet<C extends ChildLike> implements AsyncDisposable {
     if (child.ending) return;
     child.retired = reason;
     this.open.delete(child);
+    this.spares.delete(child);
     const { key } = child.birth;
     if (this.#sessions.get(key) === child) this.#sessions.delete(key);
     this.#draining.add(child);
@@ -132,25 +148,31 @@ export class Fleet<C extends ChildLike> implements AsyncDisposable {
     const reason = new FlurryError("SHUTTING_DOWN", "The worker is being shut down");
     this.#closed = reason;
     for (const start of this.starts) start.abort.abort(reason);
-    for (const child of [...this.open, ...this.#draining]) this.kill(child, "closed", reason);
+    for (const child of [...this.open, ...this.spares, ...this.#draining]) this.kill(child, "closed", reason);
     while (this.#running.size > 0) await Promise.all(this.#running);
     if (this.#endError) throw this.#endError.error;
   }
 
-  async #run(start: ChildStart): Promise<void> {
-    const { ports, clock, counters, onFork, onChange } = this.#options;
+  #begin(start: ChildStart, ticket?: Disposable): ChildStart {
+    this.starts.add(start);
+    this.#track(this.#run(start, ticket));
+    return start;
+  }
+
+  async #run(start: ChildStart, given: Disposable | undefined): Promise<void> {
+    const { ports, clock, counters, onChange } = this.#options;
     const { signal } = start.abort;
-    let ticket: Disposable | undefined;
+    let ticket = given;
     let child: C;
     let forkedAt = 0;
     try {
-      ticket = await ports.admit(signal);
+      ticket ??= await ports.admit(signal);
       signal.throwIfAborted();
       forkedAt = clock.monotonic();
       start.phase = "forking";
       counters.forks += 1;
-      onFork();
-      child = await ports.fork(signal);
+      if (start.isAhead) counters.forksAhead += 1;
+      child = await ports.fork(signal, start.isAhead);
     } catch (error) {
       ticket?.[Symbol.dispose]();
       if (ticket && !signal.aborted) counters.failedForks += 1;
@@ -160,16 +182,19 @@ export class Fleet<C extends ChildLike> implements AsyncDisposable {
       return;
     }
     this.starts.delete(start);
-    start.uncover();
-    this.#join(new ServingChild(child, ticket, { key: start.key, forkedAt, readyAt: clock.monotonic() }));
+    const { key, isAhead } = start;
+    const isWanted = start.uncover().length > 0;
+    const birth = { key: "", isAhead, forkedAt, readyAt: clock.monotonic() };
+    this.#join(new ServingChild(child, ticket, birth), key, isWanted);
     onChange();
   }
 
-  #join(child: ServingChild<C>): void {
+  #join(child: ServingChild<C>, key: string, isWanted: boolean): void {
     const { id, exited } = child.child;
-    const { key } = child.birth;
-    this.open.add(child);
-    if (this.#options.rules.mode === "session") this.#sessions.set(key, child);
+    // One request's child belongs to nobody before it has that request. A session may have found another.
+    const isSpare = this.#options.rules.mode === "request" || !isWanted || this.#sessions.has(key);
+    if (isSpare) this.spares.add(child);
+    else this.#open(child, key);
     const died = (why?: unknown) => {
       if (child.ending) return;
       const known = why instanceof FlurryError && why.code === "CHILD_DIED" ? why : undefined;
@@ -182,10 +207,18 @@ export class Fleet<C extends ChildLike> implements AsyncDisposable {
     if (this.#closed) this.kill(child, "closed", this.#closed);
   }
 
+  #open(child: ServingChild<C>, key: string): void {
+    child.birth.key = key;
+    this.open.add(child);
+    if (this.#options.rules.mode === "session") this.#sessions.set(key, child);
+  }
+
   #end(child: ServingChild<C>): void {
     if (child.ending) return;
     child.ending = true;
-    this.#options.counters.retired[child.retired ?? "closed"] += 1;
+    const { counters } = this.#options;
+    counters.retired[child.retired ?? "closed"] += 1;
+    if (child.given === 0) counters.unused += 1;
     this.#draining.delete(child);
     this.#ending.add(child);
     this.#track(this.#dispose(child));

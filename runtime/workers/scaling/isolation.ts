@@ -6,7 +6,7 @@ export type Isolation = RequestIsolation | SessionIsolation | SharedIsolation;
 /** Each request has a fresh child, which is discarded after the answer. */
 export interface RequestIsolation {
   mode: "request";
-  /** How long a child that was forked for somebody who has left waits for another request. @default 1000 */
+  /** How long a child that was forked for somebody who did not wait is kept for others. @default 1000 */
   idleMs?: number | undefined;
 }
 

@@ -13,17 +13,22 @@ export interface ScalingPorts<C extends ChildLike> {
   /**
    * Forks one child that is ready to serve. An aborted fork rejects, and leaves nothing behind.
    *
-   * @throws FlurryError FORK_FAILED, CHILD_UNPROVEN, ...: the fork is tried again
+   * @param isAhead - nobody needs it yet. @default false
+   * @throws FlurryError FORK_FAILED, CHILD_UNPROVEN, ...: the fork is tried again; NOT_READY: it is not, as
+   * forks keep failing
    */
-  fork(signal: AbortSignal): Promise<C>;
+  fork(signal: AbortSignal, isAhead?: boolean): Promise<C>;
   /**
    * Waits for room for one child on the host. The ticket is disposed when the child is gone.
    *
-   * @throws FlurryError ADMISSION_REFUSED: there will be no room however long one waits
+   * @throws FlurryError ADMISSION_REFUSED: there will be no room however long one waits; NOT_READY as `fork`
    */
   admit(signal: AbortSignal): Promise<Disposable>;
-  /** Says how many shells to keep ahead of need. Called when the number changes; must not throw. */
-  keepShells(count: number): void;
+  /**
+   * The same for a fork that begins ahead of need: undefined unless there is room that nobody waits for, and
+   * processor time that no other fork needs.
+   */
+  admitAhead(): Disposable | undefined;
   /** Whether others wait for room on the host, which a child without requests would give them. @default they never do */
   isRoomWanted?(): boolean;
 }

@@ -2,6 +2,7 @@ import { codeOf, FlurryError } from "../../../errors/errors.ts";
 import { type Clock, systemClock } from "../../clock.ts";
 import { type After, systemAfter } from "../../jobs/timer.ts";
 import { abortError, throwIfAborted } from "../../vm/qemu-process.ts";
+import { AheadRule } from "./ahead-rule.ts";
 import type { Attempt, RequestWork } from "./attempt.ts";
 import { Fleet } from "./fleet.ts";
 import { type Isolation, type IsolationRules, requireCount, requirePositive, rulesOf } from "./isolation.ts";
@@ -9,12 +10,13 @@ import type { ChildLike, ScalingPorts } from "./ports.ts";
 import { type Counters, countWait, newCounters, type RouterStats } from "./router-stats.ts";
 import { Scaler } from "./scaler.ts";
 import { ServiceTime } from "./service-time.ts";
-import { ShellDemand, type ShellDemandOptions } from "./shell-demand.ts";
 import { WaitQueue } from "./wait-queue.ts";
 import { Waiter } from "./waiter.ts";
 
 /** Errors of work by which a child shows that it is gone, maybe before its process is. */
 const DEATHS: ReadonlySet<string | undefined> = new Set(["CHILD_DIED", "AGENT_CLOSED"]);
+/** Errors of a start after which another one would fail as well: there will be no room, or forks keep failing. */
+const FINAL: ReadonlySet<string | undefined> = new Set(["ADMISSION_REFUSED", "NOT_READY"]);
 
 export interface RequestRouterOptions<C extends ChildLike> {
   ports: ScalingPorts<C>;
@@ -27,8 +29,8 @@ export interface RequestRouterOptions<C extends ChildLike> {
   queueMs?: number | undefined;
   /** Children that may fail one request before anything of it was sent. @default 3 */
   attempts?: number | undefined;
-  /** How many shells to keep ahead. */
-  shells?: ShellDemandOptions | undefined;
+  /** Children that are forked ahead of need at most: see `AheadRule`. @default 0 */
+  ahead?: number | undefined;
   clock?: Clock | undefined;
   after?: After | undefined;
 }
@@ -49,15 +51,18 @@ export interface ServeOptions {
  * - In shared mode a child is retired when there are more than demand needed within the last `idleMs`,
  *   the oldest first. In any `idleMs` there are thus no more forks than demand needed children at its
  *   peak in that time, beside those that take the place of children that died, failed or are served out.
- * - While others wait for room on the host, a child that falls idle gives way to them, unless it is a
- *   session's.
+ * - Children are forked ahead of need by `AheadRule`, after answers, and given to whoever needs one next.
+ * - While others wait for room on the host, a child that nobody has used, or that falls idle, gives way to
+ *   them, unless it is a session's.
  * - In every mode a request has one child forked at most, beside those that failed it or were gone
- *   before it had its place.
+ *   before it had its place, and one that is forked ahead when it is answered.
  */
 export class RequestRouter<C extends ChildLike> implements AsyncDisposable {
   readonly #rules: IsolationRules;
   readonly #options: { maxChildren: number; maxQueue: number; queueMs: number; attempts: number };
   readonly #clock: Clock;
+  readonly #after: After;
+  readonly #ahead: AheadRule;
   readonly #queue = new WaitQueue<Waiter<C>>();
   readonly #fleet: Fleet<C>;
   readonly #scaler: Scaler<C>;
@@ -77,19 +82,19 @@ export class RequestRouter<C extends ChildLike> implements AsyncDisposable {
     this.#options = { maxChildren, maxQueue, queueMs, attempts };
     this.#rules = rulesOf(isolation);
     this.#clock = clock;
+    this.#after = after;
+    this.#ahead = new AheadRule(options.ahead ?? 0);
     this.#fleet = new Fleet({
       ports,
       rules: this.#rules,
       max: maxChildren,
       clock,
       counters: this.#counters,
-      onFork: () => this.#scaler.forked(clock.monotonic()),
-      onChange: () => this.#update(),
+      onChange: () => this.#changed(),
     });
     this.#scaler = new Scaler({
       ...{ fleet: this.#fleet, queue: this.#queue, rules: this.#rules, after, maxChildren },
-      shells: new ShellDemand(options.shells),
-      keepShells: (count) => ports.keepShells(count),
+      ahead: this.#ahead,
       isRoomWanted: () => ports.isRoomWanted?.() ?? false,
       onTimer: () => this.#update(),
     });
@@ -129,9 +134,18 @@ export class RequestRouter<C extends ChildLike> implements AsyncDisposable {
     }
   }
 
-  /** Others wait for room on the host: a child without requests gives way. */
-  giveWay(): void {
-    this.#update();
+  /**
+   * As `Scaler.giveWay`.
+   *
+   * @returns whether there is room soon
+   */
+  giveWay(options: { unusedOnly?: boolean } = {}): boolean {
+    return !this.#closed && this.#scaler.giveWay(options);
+  }
+
+  /** Forks no more children ahead of need, and ends those that nobody has used. */
+  stopAhead(): void {
+    if (!this.#closed) this.#scaler.stopAhead();
   }
 
   stats(): RouterStats {
@@ -141,7 +155,6 @@ export class RequestRouter<C extends ChildLike> implements AsyncDisposable {
       inFlight: this.#fleet.load,
       queued: this.#queue.size,
       children: this.#fleet.counts,
-      shells: this.#scaler.shells,
       retired: { ...retired },
       waits: { ...waits, classes: waits.classes.map((one) => ({ ...one })) },
     };
@@ -200,12 +213,23 @@ export class RequestRouter<C extends ChildLike> implements AsyncDisposable {
     if (signal?.aborted) onAbort();
     signal?.addEventListener("abort", onAbort, { once: true });
     try {
-      const answer = await attempt.run(work, (failure) => this.#ended(attempt, left, failure));
+      const answer = await attempt.run(work, {
+        onAnswered: () => this.#answered(attempt),
+        onEnd: (failure) => this.#ended(attempt, left, failure),
+      });
       this.#counters.answered += 1;
       return answer;
     } finally {
       signal?.removeEventListener("abort", onAbort);
     }
+  }
+
+  #answered({ on: child }: Attempt<C>): void {
+    if (child.hasAnswered) return;
+    child.hasAnswered = true;
+    this.#ahead.answered(this.#clock.monotonic());
+    // Not before the answer is on its way.
+    this.#after(0, () => this.#changed());
   }
 
   /** The work on a request has ended, maybe long after its caller has left. */
@@ -229,8 +253,7 @@ export class RequestRouter<C extends ChildLike> implements AsyncDisposable {
 
   #startFailed(waiter: Waiter<C>, error: unknown): void {
     waiter.failures += 1;
-    // Where there will be no room, there is none for another try.
-    const isOver = codeOf(error) === "ADMISSION_REFUSED" || waiter.failures >= this.#options.attempts;
+    const isOver = FINAL.has(codeOf(error)) || waiter.failures >= this.#options.attempts;
     if (isOver) this.#turnAway(waiter, error);
   }
 
@@ -263,6 +286,12 @@ export class RequestRouter<C extends ChildLike> implements AsyncDisposable {
     this.#scaler.scale(now);
   }
 
+  /** The same after something has ended or become ready: there may be time for a child ahead of need, too. */
+  #changed(): void {
+    this.#update();
+    if (!this.#closed) this.#scaler.forkAhead(this.#clock.monotonic());
+  }
+
   #match(now: number): void {
     for (const waiter of this.#queue.all()) {
       const child = this.#scaler.placeFor(waiter.key, now);
@@ -271,7 +300,8 @@ export class RequestRouter<C extends ChildLike> implements AsyncDisposable {
         waiter.cover?.drop(waiter);
         if (!waiter.served) countWait(this.#counters.waits, now - waiter.arrivedAt);
         waiter.served = true;
-        waiter.resolve(this.#fleet.give(child));
+        if (child.given === 0) this.#ahead.taken(now);
+        waiter.resolve(this.#fleet.give(child, waiter.key));
       } else if (this.#rules.mode !== "session") return;
     }
   }

@@ -15,6 +15,8 @@ export interface ChildCounts {
   /** Waiting for room on the host. */
   admitting: number;
   forking: number;
+  /** Ready, and never used. */
+  spare: number;
   /** Without a request. */
   idle: number;
   /** With requests, and open for more if it has places. */
@@ -32,11 +34,14 @@ export interface RouterStats {
   /** Requests that wait for a child. */
   queued: number;
   children: ChildCounts;
-  /** Shells that are asked for. */
-  shells: number;
-  /** Forks that were begun, and those of them that failed. */
+  /** Forks that were begun, those of them that failed, and those that began ahead of need. */
   forks: number;
   failedForks: number;
+  forksAhead: number;
+  /** Children forked ahead that requests have taken. */
+  usedAhead: number;
+  /** Children that have ended without ever having had a request. */
+  unused: number;
   /** Children that were retired, by why. */
   retired: Record<RetireReason, number>;
   /** Requests that were answered. */
@@ -50,12 +55,15 @@ export interface RouterStats {
 }
 
 /** What is counted from the beginning. */
-export type Counters = Omit<RouterStats, "inFlight" | "queued" | "children" | "shells">;
+export type Counters = Omit<RouterStats, "inFlight" | "queued" | "children">;
 
 export function newCounters(): Counters {
   return {
     forks: 0,
     failedForks: 0,
+    forksAhead: 0,
+    usedAhead: 0,
+    unused: 0,
     retired: Object.fromEntries(retireReasons.map((reason) => [reason, 0])) as Record<RetireReason, number>,
     answered: 0,
     refused: 0,

@@ -1,11 +1,11 @@
 import type { After } from "../../jobs/timer.ts";
+import { type AheadRule, MAX_AHEAD_MS } from "./ahead-rule.ts";
 import type { ChildStart } from "./child-start.ts";
 import type { Fleet } from "./fleet.ts";
 import type { IsolationRules } from "./isolation.ts";
 import { PeakWindow } from "./peak-window.ts";
 import type { ChildLike } from "./ports.ts";
 import type { ServingChild } from "./serving-child.ts";
-import type { ShellDemand } from "./shell-demand.ts";
 import type { WaitQueue } from "./wait-queue.ts";
 import type { Waiter } from "./waiter.ts";
 
@@ -13,10 +13,9 @@ export interface ScalerOptions<C extends ChildLike> {
   fleet: Fleet<C>;
   queue: WaitQueue<Waiter<C>>;
   rules: IsolationRules;
-  shells: ShellDemand;
+  ahead: AheadRule;
   after: After;
   maxChildren: number;
-  keepShells: (count: number) => void;
   isRoomWanted: () => boolean;
   /** Called when something has become due. */
   onTimer: () => void;
@@ -27,7 +26,6 @@ export class Scaler<C extends ChildLike> implements Disposable {
   readonly #options: ScalerOptions<C>;
   /** Children that demand needed, in shared mode. */
   readonly #needed: PeakWindow;
-  #shells = 0;
   #timer: { at: number; timer: Disposable } | undefined;
 
   constructor(options: ScalerOptions<C>) {
@@ -35,23 +33,21 @@ export class Scaler<C extends ChildLike> implements Disposable {
     this.#needed = new PeakWindow(options.rules.idleMs);
   }
 
-  /** Shells that are asked for. */
-  get shells(): number {
-    return this.#shells;
-  }
-
   /** A child with a place for a request of this session. */
   placeFor(key: string, now: number): ServingChild<C> | undefined {
     const { fleet, rules } = this.#options;
+    const [spare] = fleet.spares;
+    if (rules.mode === "request") return spare;
     if (rules.mode === "session") {
       const child = fleet.ofSession(key);
-      return child && this.#hasPlace(child) ? child : undefined;
+      if (child) return this.#hasPlace(child) ? child : undefined;
+      return spare;
     }
     const newestFirst = [...fleet.open].reverse();
     // Those beyond what demand needs get requests only when the others are full, so that they fall idle.
-    const most = rules.mode === "shared" ? this.#needed.peak(now) : newestFirst.length;
+    const most = this.#needed.peak(now);
     const needed = this.#leastLoaded(newestFirst.slice(0, most));
-    return needed ?? newestFirst.slice(most).find((child) => this.#hasPlace(child));
+    return needed ?? newestFirst.slice(most).find((child) => this.#hasPlace(child)) ?? spare;
   }
 
   /** Retires those that are too old, and sees how many children those who wait and are served need. */
@@ -60,14 +56,8 @@ export class Scaler<C extends ChildLike> implements Disposable {
     for (const child of fleet.open) {
       if (child.birth.readyAt + rules.maxAgeMs <= now) fleet.retire(child, "age");
     }
+    for (const child of fleet.spares) if (this.#endOfSpare(child) <= now) fleet.retire(child, "idle");
     this.#measureNeed(now);
-  }
-
-  /** Counts a fork that begins: the shell that it takes is one to keep ahead from now on. */
-  forked(now: number): void {
-    const { shells } = this.#options;
-    shells.forked(now);
-    this.#keepShells(shells.wanted(now));
   }
 
   /** Starts what is missing, retires what is too much, and sets the timer for the next time. */
@@ -75,16 +65,59 @@ export class Scaler<C extends ChildLike> implements Disposable {
     this.#measureNeed(now);
     this.#retireIdle(now);
     this.#startMissing();
-    this.#giveWay();
-    this.#keepShells(this.#options.shells.wanted(now));
+    if (this.#options.rules.mode !== "session") this.giveWay();
+    else this.giveWay({ unusedOnly: true });
     this.#arm(now);
   }
 
-  /** Ends the timer, and asks for no shells any more. */
+  /** Forks children ahead of need if some are wanted, and the host has nothing better to do. */
+  forkAhead(now: number): void {
+    const { fleet, rules, ahead } = this.#options;
+    const coming = [...fleet.starts].filter(({ isFree }) => isFree).length;
+    // Idle children of sessions are for those sessions only.
+    const idle = rules.mode === "shared" ? [...fleet.open].filter(({ load }) => load === 0).length : 0;
+    let ready = fleet.spares.size + coming + idle;
+    while (fleet.hasRoom && ahead.wantsMore(ready, now) && fleet.startAhead()) {
+      ahead.forked();
+      ready += 1;
+    }
+  }
+
+  /** Has no children ahead of need any more. */
+  stopAhead(): void {
+    const { fleet, ahead } = this.#options;
+    ahead.stop();
+    for (const child of fleet.spares) fleet.retire(child, "idle");
+    for (const start of fleet.starts) if (start.isFree) start.abort.abort();
+  }
+
+  /**
+   * Ends a child without requests if others wait for room on the host: one that nobody has used, or else one
+   * that is idle. One at a time: whoever waits says so again while it still does.
+   *
+   * @returns whether a child is being ended, so that there is room soon
+   */
+  giveWay({ unusedOnly = false } = {}): boolean {
+    const { fleet, rules, isRoomWanted } = this.#options;
+    const [spare] = fleet.spares;
+    // A session's child has state to keep.
+    const isOpen = !unusedOnly && rules.mode !== "session";
+    const idle = isOpen ? [...fleet.open].find(({ load }) => load === 0) : undefined;
+    const child = spare ?? idle;
+    if (child && !fleet.isEnding && isRoomWanted()) fleet.retire(child, "idle");
+    return fleet.isEnding;
+  }
+
+  /** Ends the timer. */
   [Symbol.dispose](): void {
     this.#timer?.timer[Symbol.dispose]();
     this.#timer = undefined;
-    this.#keepShells(0);
+  }
+
+  #endOfSpare({ birth }: ServingChild<C>): number {
+    const { idleMs, maxAgeMs } = this.#options.rules;
+    const kept = birth.isAhead ? birth.forkedAt + MAX_AHEAD_MS : birth.readyAt + idleMs;
+    return Math.min(kept, birth.readyAt + maxAgeMs);
   }
 
   #hasPlace(child: ServingChild<C>): boolean {
@@ -107,7 +140,8 @@ export class Scaler<C extends ChildLike> implements Disposable {
 
   #retireIdle(now: number): void {
     const { fleet, rules } = this.#options;
-    let surplus = fleet.open.size + fleet.starts.size - this.#needed.peak(now);
+    const starts = [...fleet.starts].filter(({ isFree }) => !isFree).length;
+    let surplus = fleet.open.size + starts - this.#needed.peak(now);
     for (const child of fleet.open) {
       if (child.load > 0) continue;
       const isIdle = rules.mode === "shared" ? surplus > 0 : child.idleSince + rules.idleMs <= now;
@@ -115,14 +149,6 @@ export class Scaler<C extends ChildLike> implements Disposable {
       fleet.retire(child, "idle");
       surplus -= 1;
     }
-  }
-
-  /** One at a time: whoever waits says so again while it still does. A session's child has state to keep. */
-  #giveWay(): void {
-    const { fleet, rules, isRoomWanted } = this.#options;
-    if (rules.mode === "session") return;
-    const idle = [...fleet.open].find(({ load }) => load === 0);
-    if (idle && isRoomWanted()) fleet.retire(idle, "idle");
   }
 
   #startMissing(): void {
@@ -144,21 +170,16 @@ export class Scaler<C extends ChildLike> implements Disposable {
   /** A child on its way that has room for one more. */
   #startFor(key: string): ChildStart | undefined {
     const { mode, concurrency } = this.#options.rules;
-    for (const start of this.#options.fleet.starts) {
-      if (start.abort.signal.aborted || start.key !== key) continue;
-      if (mode === "session" || start.covers < concurrency) return start;
-    }
-    return undefined;
-  }
-
-  #keepShells(count: number): void {
-    if (count === this.#shells) return;
-    this.#shells = count;
-    this.#options.keepShells(count);
+    const starts = [...this.#options.fleet.starts].filter(({ abort }) => !abort.signal.aborted);
+    const own = (start: ChildStart) =>
+      start.key === key && (mode === "session" || start.covers < concurrency);
+    const start = starts.find((one) => !one.isFree && own(one)) ?? starts.find(({ isFree }) => isFree);
+    if (start?.isFree) start.key = key;
+    return start;
   }
 
   #arm(now: number): void {
-    const at = this.#nextTime(now);
+    const at = this.#nextTime();
     if (this.#timer?.at === at) return;
     this.#timer?.timer[Symbol.dispose]();
     this.#timer = undefined;
@@ -171,15 +192,16 @@ export class Scaler<C extends ChildLike> implements Disposable {
     this.#timer = { at, timer };
   }
 
-  #nextTime(now: number): number {
-    const { fleet, queue, rules, shells } = this.#options;
+  #nextTime(): number {
+    const { fleet, queue, rules } = this.#options;
     const never = Number.POSITIVE_INFINITY;
-    let at = Math.min(queue.deadline ?? never, shells.fallsAt(now) ?? never);
+    let at = queue.deadline ?? never;
     if (rules.mode === "shared" && fleet.open.size > 0) at = Math.min(at, this.#needed.fallsAt ?? never);
     for (const { birth, load, idleSince } of fleet.open) {
       at = Math.min(at, birth.readyAt + rules.maxAgeMs);
       if (rules.mode !== "shared" && load === 0) at = Math.min(at, idleSince + rules.idleMs);
     }
+    for (const spare of fleet.spares) at = Math.min(at, this.#endOfSpare(spare));
     return at;
   }
 }

@@ -17,8 +17,10 @@ export const retireReasons = [
 export type RetireReason = (typeof retireReasons)[number];
 
 export interface Birth {
-  /** Session that it belongs to; "" when it is for all. */
+  /** Session that it belongs to; "" when it is for all, or for nobody yet. */
   key: string;
+  /** Whether its fork began ahead of need. */
+  isAhead: boolean;
   /** Monotonic times. */
   forkedAt: number;
   readyAt: number;
@@ -38,6 +40,8 @@ export class ServingChild<C extends ChildLike> {
   readonly occupants = new Set<Occupant>();
   /** Requests that it was ever given. */
   given = 0;
+  /** Whether it has answered one of them. */
+  hasAnswered = false;
   /** Since when it has none. */
   idleSince: number;
   retired: RetireReason | undefined;
