@@ -22,10 +22,11 @@ export interface BuiltAgent {
 export interface BuildAgentOptions {
   /**
    * `release` is the static program for PID 1; `sanitize` the same sources under clang's address and
-   * undefined-behaviour sanitizers; `fuzz` the parser alone as a libFuzzer program.
+   * undefined-behaviour sanitizers; `fuzz` the parser alone as a libFuzzer program;
+   * `sabotage` as `release`, but it does not do what host names say: see src/sabotage.h.
    * @default "release"
    */
-  variant?: "release" | "sanitize" | "fuzz";
+  variant?: "release" | "sanitize" | "fuzz" | "sabotage";
   /** @default `$XDG_CACHE_HOME/flurry/agent`, or `~/.cache/flurry/agent` */
   cacheDir?: string;
   signal?: AbortSignal;
@@ -64,13 +65,18 @@ function defaultCacheDir(): string {
 
 function flagsOf(variant: NonNullable<BuildAgentOptions["variant"]>): string[] {
   if (variant === "release") return [...commonFlags, ...releaseFlags];
+  if (variant === "sabotage") return [...commonFlags, ...releaseFlags, "-DFL_SABOTAGE"];
   const sanitizers = variant === "fuzz" ? "fuzzer,address,undefined" : "address,undefined";
   return [...commonFlags, "-g", "-O1", `-fsanitize=${sanitizers}`, "-fno-sanitize-recover=all"];
 }
 
+function isStatic(variant: NonNullable<BuildAgentOptions["variant"]>): boolean {
+  return variant === "release" || variant === "sabotage";
+}
+
 /** musl first: its static programs are an eighth of glibc's, and every page counts in a fresh child. */
 async function findCompiler(variant: NonNullable<BuildAgentOptions["variant"]>): Promise<string> {
-  const wanted = variant === "release" ? ["musl-gcc", "gcc", "cc"] : ["clang"];
+  const wanted = isStatic(variant) ? ["musl-gcc", "gcc", "cc"] : ["clang"];
   for (const name of wanted) {
     for (const dir of (process.env.PATH ?? "").split(delimiter)) {
       if (dir !== "" && (await exists(join(dir, name)))) return join(dir, name);
@@ -80,7 +86,7 @@ async function findCompiler(variant: NonNullable<BuildAgentOptions["variant"]>):
     "REQUIREMENT_MISSING",
     `Cannot build the guest agent: none of ${wanted.join(", ")} is in PATH`,
     {
-      hint: variant === "release" ? "apt-get install musl-tools" : SANITIZER_PACKAGES,
+      hint: isStatic(variant) ? "apt-get install musl-tools" : SANITIZER_PACKAGES,
     },
   );
 }

@@ -6,6 +6,7 @@
 #include <sys/types.h>
 
 #include "message.h"
+#include "sabotage.h"
 
 /* Where the host is: a virtio-serial port (PID 1), an inherited descriptor, or a socket we listen
  * on (both for tests on an ordinary machine). */
@@ -15,10 +16,11 @@ struct agent {
   bool is_init;        /* PID 1 of a VM: may mount, power off */
   bool sets_hostname;  /* identify may call sethostname */
   bool greeting_owed;  /* the next frame is preceded by the marker */
-  bool identified;
   bool stopping;
   uint32_t stop_id, stop_grace_ms;
   uint32_t index;
+  char vm_id[FL_VM_ID_MAX + 1];
+  const char *root; /* before the paths of what identifies a machine; "" but for tests */
   uint64_t ready_ns;
   sigset_t inherited_mask;
 };
@@ -56,10 +58,59 @@ bool channel_blocked(void);
 void session_reset(void);
 void session_dispatch(const uint8_t *payload, uint32_t len);
 
-/* identity.c */
+/* identity.c: what a fork goes through. While it is quiet, nothing but that is done. */
 uint64_t now_ns(void);
 void identity_hello(uint32_t id);
+void identity_quiesce(const struct msg *m);
 void identity_identify(const struct msg *m);
+void identity_release(const struct msg *m);
+bool identity_is_quiet(void);
+void identity_pump(void); /* answers what waits for hooks, when they have */
+void identity_timer(void);
+void identity_forget(void);
+
+/* ids.c: what tells one machine from another. Times are of CLOCK_REALTIME. */
+struct ids {
+  char hostname[65], machine_id[64], boot_id[64], ssh_key[FL_SSH_KEY_MAX + 2];
+  uint64_t before_ns, after_ns;
+  uint32_t entropy_bytes;
+  bool reseeded, vm_gen_id;
+  uint8_t draw[32];
+};
+void ids_boot(void);
+void ids_watch(void);
+bool ids_forked(void);
+bool ids_clock(uint64_t ns);
+/* Takes an identity. NULL, or which step failed, with errno. */
+const char *ids_take(const struct msg *m, struct ids *ids);
+void ids_read(struct ids *ids);
+#ifdef FL_SABOTAGE
+extern char sabotage[80];
+void sabotage_lies(const struct msg *m, struct ids *ids);
+#endif
+
+/* hold.c: stops all other processes by then, or none. */
+bool hold(uint64_t deadline_ns);
+void hold_end(void);
+
+/* hooks.c: programs that take part in a fork. Bytes of a line, of what one says of itself, and how long
+ * they may take together. */
+#define HOOK_LINE_MAX 512
+#define HOOK_TEXT_MAX 256
+#define HOOK_MS 5000
+void hooks_listen(const char *path);
+void hooks_accept(void);
+bool hook_adopt(int fd);
+void hooks_event(unsigned slot);
+unsigned hooks_count(void);
+bool hooks_has(pid_t pid);
+void hooks_prepare(void);
+void hooks_forked(void);
+void hooks_go(const char *word); /* "go\n" or "resume\n" */
+bool hooks_waiting(void);
+void hooks_give_up(void);
+bool hooks_failure(char *text, size_t size);
+void hooks_write(struct mp_writer *w);
 
 /* ops.c: what a request started and is still going on. */
 enum op_kind { OP_FREE = 0, OP_EXEC, OP_PUT, OP_GET, OP_LIST };
@@ -139,5 +190,8 @@ void unwatch(int fd, bool pipes);
 #define TAG_CHANNEL 1u
 #define TAG_SIGNAL 2u
 #define TAG_PIPES 3u
+#define TAG_TIMER 4u
+#define TAG_HOOKS 5u
+#define TAG_HOOK 16u /* and the hook's place */
 
 #endif

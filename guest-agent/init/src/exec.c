@@ -6,22 +6,24 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #define DEFAULT_PATH "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+#define HOOK_FD 3
 #define CREDIT_STEP (FL_WINDOW_TO_GUEST / 4)
 
 /* What the vforked child works with. It shares our memory until execve, so `failed` and `step` need
  * no pipe: they are readable as soon as vfork returns here. */
 static struct plan {
   char *argv[FL_ARGS_MAX + 1];
-  char *env[FL_ARGS_MAX + 3];
+  char *env[FL_ARGS_MAX + 4];
   char text[FL_FRAME_MAX + 2 * FL_ARGS_MAX];
   char candidate[2 * FL_PATH_MAX];
   const char *cwd, *path;
-  int in, out, err;
+  int in, out, err, hook;
   bool has_uid, has_gid;
   uint32_t uid, gid;
   volatile int failed;
@@ -59,6 +61,7 @@ static void make_plan(const struct msg *m) {
     plan.path = DEFAULT_PATH;
   }
   if (!has_home) plan.env[n++] = m->has_uid && m->uid != 0 ? "HOME=/" : "HOME=/root";
+  if (m->wants_hook) plan.env[n++] = "FLURRY_FORK_FD=3";
   plan.env[n] = NULL;
   plan.cwd = m->has_cwd ? keep(&at, &m->cwd) : "/";
   plan.has_uid = m->has_uid;
@@ -113,6 +116,7 @@ __attribute__((noinline, noreturn)) static void child(void) {
   sigprocmask(SIG_SETMASK, &agent.inherited_mask, NULL);
   setsid();
   if (dup2(plan.in, 0) < 0 || dup2(plan.out, 1) < 0 || dup2(plan.err, 2) < 0) fail("dup2");
+  if (plan.hook >= 0 && dup2(plan.hook, HOOK_FD) < 0) fail("dup2");
   /* Raw calls: libc's would signal other threads, and there are none. */
   if ((plan.has_uid || plan.has_gid) && syscall(SYS_setgroups, 0, NULL) != 0) fail("setgroups");
   if (plan.has_gid && syscall(SYS_setgid, plan.gid) != 0) fail("setgid");
@@ -138,7 +142,7 @@ void exec_start(const struct msg *m) {
   struct op *op = op_new(m->id, OP_EXEC);
   if (op == NULL) return;
   make_plan(m);
-  int in[2] = {-1, -1}, out[2] = {-1, -1}, err[2] = {-1, -1};
+  int in[2] = {-1, -1}, out[2] = {-1, -1}, err[2] = {-1, -1}, hook[2] = {-1, -1};
   plan.step = "pipe";
   bool ready = pipe2(out, O_CLOEXEC) == 0 && pipe2(err, O_CLOEXEC) == 0;
   if (ready && m->wants_stdin) {
@@ -149,8 +153,13 @@ void exec_start(const struct msg *m) {
     in[0] = open("/dev/null", O_RDONLY | O_CLOEXEC);
     ready = in[0] >= 0;
   }
+  if (ready && m->wants_hook) {
+    plan.step = "socketpair";
+    ready = socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, hook) == 0;
+  }
   if (!ready) {
     refuse(m->id, errno);
+    close_pair(hook);
     close_pair(in);
     close_pair(out);
     close_pair(err);
@@ -160,6 +169,7 @@ void exec_start(const struct msg *m) {
   plan.in = in[0];
   plan.out = out[1];
   plan.err = err[1];
+  plan.hook = hook[1];
   /* vfork: no page tables are copied, which is what a fork costs most under emulation. */
   pid_t pid = vfork();
   if (pid == 0) child();
@@ -171,6 +181,8 @@ void exec_start(const struct msg *m) {
   close(in[0]);
   close(out[1]);
   close(err[1]);
+  if (hook[1] >= 0) close(hook[1]);
+  if (hook[0] >= 0 && (failed != 0 || !hook_adopt(hook[0]))) close(hook[0]);
   op->fd[FL_STREAM_IN] = in[1];
   op->fd[FL_STREAM_OUT] = out[0];
   op->fd[FL_STREAM_ERR] = err[0];

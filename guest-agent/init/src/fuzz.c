@@ -21,6 +21,14 @@ static void use(const struct msg *m) {
   if (m->has_cwd) touch(&m->cwd);
   if (m->has_path) touch(&m->path);
   if (m->has_data) touch(&m->data);
+  if (m->has_vm_id) touch(&m->vm_id);
+  if (m->has_machine_id) touch(&m->machine_id);
+  if (m->has_boot_id) touch(&m->boot_id);
+  if (m->has_entropy) touch(&m->entropy);
+  if (m->has_ssh_key) {
+    touch(&m->ssh_private);
+    touch(&m->ssh_public);
+  }
   for (uint32_t i = 0; i < m->argv_count; i++) {
     if (!mp_read_str(&argv, &v)) abort();
     touch(&v);

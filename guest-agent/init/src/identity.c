@@ -1,16 +1,38 @@
 #include "agent.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/sysinfo.h>
+#include <sys/timerfd.h>
 #include <sys/utsname.h>
 #include <time.h>
 #include <unistd.h>
+
+/* How the VM is brought to rest, forked, and let go again: PROTOCOL.md, "Fork". */
+static struct {
+  enum { AWAKE, PREPARING, HELD, IDENTIFYING, IDENTIFIED } state;
+  uint32_t id; /* of the request that has no answer yet; 0: nobody waits for one */
+  uint64_t deadline_ns, began_ns, kernel_ns;
+  struct ids ids;
+} fork_;
+
+static int timer = -1;
 
 uint64_t now_ns(void) {
   struct timespec t;
   clock_gettime(CLOCK_BOOTTIME, &t);
   return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static void set_timer(uint64_t ns) {
+  struct itimerspec t = {.it_value = {(time_t)(ns / 1000000000u), (long)(ns % 1000000000u)}};
+  if (timer < 0) {
+    timer = timerfd_create(CLOCK_BOOTTIME, TFD_NONBLOCK | TFD_CLOEXEC);
+    watch(timer, EPOLLIN, TAG_TIMER, false);
+  }
+  timerfd_settime(timer, 0, &t, NULL);
 }
 
 void identity_hello(uint32_t id) {
@@ -39,23 +61,166 @@ void identity_hello(uint32_t id) {
   tx_end();
 }
 
+bool identity_is_quiet(void) { return fork_.state != AWAKE; }
+
+static void wake(const char *word) {
+  hold_end();
+  hooks_go(word);
+  fork_.state = AWAKE;
+  fork_.id = 0;
+}
+
+static void send_identity(void) {
+  struct ids *ids = &fork_.ids;
+  bool ssh = ids->ssh_key[0] != 0;
+  struct mp_writer *w = tx_begin(FL_MSG_IDENTIFIED, fork_.id, ssh ? 15 : 14);
+  mp_cstr(w, "hostname");
+  mp_cstr(w, ids->hostname);
+  mp_cstr(w, "index");
+  mp_uint(w, agent.index);
+  mp_cstr(w, "vmId");
+  mp_cstr(w, agent.vm_id);
+  mp_cstr(w, "machineId");
+  mp_cstr(w, ids->machine_id);
+  mp_cstr(w, "bootId");
+  mp_cstr(w, ids->boot_id);
+  mp_cstr(w, "beforeNs");
+  mp_uint(w, ids->before_ns);
+  mp_cstr(w, "realtimeNs");
+  mp_uint(w, ids->after_ns);
+  mp_cstr(w, "entropyBytes");
+  mp_uint(w, ids->entropy_bytes);
+  mp_cstr(w, "reseeded");
+  mp_bool(w, ids->reseeded);
+  mp_cstr(w, "draw");
+  mp_bin_head(w, sizeof ids->draw);
+  mp_raw(w, ids->draw, sizeof ids->draw);
+  mp_cstr(w, "vmGenId");
+  mp_bool(w, ids->vm_gen_id);
+  if (ssh) {
+    mp_cstr(w, "sshKey");
+    mp_cstr(w, ids->ssh_key);
+  }
+  mp_cstr(w, "kernelNs");
+  mp_uint(w, fork_.kernel_ns);
+  mp_cstr(w, "tookNs");
+  mp_uint(w, now_ns() - fork_.began_ns);
+  mp_cstr(w, "hooks");
+  hooks_write(w);
+  tx_end();
+}
+
+static void identified(void) {
+  if (fork_.state == IDENTIFYING) fork_.state = IDENTIFIED;
+  if (fork_.id != 0 && !STALLS("hooks")) send_identity();
+  fork_.id = 0;
+}
+
+static void quiesced(void) {
+  char why[HOOK_TEXT_MAX + 64];
+  if (hooks_failure(why, sizeof why)) {
+    if (fork_.id != 0) tx_error(fork_.id, FL_ERR_BUSY, 0, "Cannot quiesce: %s", why);
+    wake("resume\n");
+    return;
+  }
+  if (!hold(fork_.deadline_ns)) {
+    if (fork_.id != 0) tx_error(fork_.id, FL_ERR_BUSY, 0, "Cannot quiesce: processes do not stand still");
+    wake("resume\n");
+    return;
+  }
+  ids_watch();
+  fork_.state = HELD;
+  if (fork_.id == 0) return;
+  struct mp_writer *w = tx_begin(FL_MSG_QUIESCED, fork_.id, 1);
+  mp_cstr(w, "hooks");
+  mp_uint(w, hooks_count());
+  tx_end(); /* everything before it is in the same queue, so it leaves last */
+  fork_.id = 0;
+}
+
+void identity_pump(void) {
+  if (fork_.state != PREPARING && fork_.state != IDENTIFYING) return;
+  if (hooks_waiting()) {
+    if (now_ns() < fork_.deadline_ns) return;
+    hooks_give_up();
+  }
+  set_timer(0);
+  if (fork_.state == PREPARING) quiesced();
+  else identified();
+}
+
+void identity_timer(void) {
+  uint64_t count;
+  while (read(timer, &count, sizeof count) > 0) continue;
+}
+
+/* Answers when all who have a hook have, or the time is over. */
+static void await_hooks(uint32_t ms) {
+  fork_.deadline_ns = now_ns() + (uint64_t)ms * 1000000u;
+  if (hooks_waiting()) set_timer((uint64_t)ms * 1000000u + 1);
+  identity_pump();
+}
+
+void identity_quiesce(const struct msg *m) {
+  if (fork_.state != AWAKE && fork_.state != HELD) {
+    tx_error(m->id, FL_ERR_STATE, 0, "Cannot quiesce: the last fork has not been released");
+    return;
+  }
+  bool again = fork_.state == HELD;
+  fork_.state = PREPARING;
+  fork_.id = m->id;
+  if (!again) hooks_prepare();
+  await_hooks(HOOK_MS);
+}
+
 void identity_identify(const struct msg *m) {
-  struct utsname u;
+  struct ids *ids = &fork_.ids;
   if (!agent.sets_hostname) {
     tx_error(m->id, FL_ERR_SYS, EPERM, "Cannot set the host name: this agent does not own its machine");
     return;
   }
-  if (sethostname(m->hostname.p, m->hostname.len) != 0) {
-    tx_error(m->id, FL_ERR_SYS, errno, "Cannot set the host name: %s", strerror(errno));
+  if (fork_.state == PREPARING || fork_.state == IDENTIFYING) {
+    tx_error(m->id, FL_ERR_STATE, 0, "Cannot identify: an earlier request is under way");
     return;
   }
-  agent.index = m->index;
-  agent.identified = true;
-  uname(&u); /* the answer is what the kernel says now, not what was asked */
-  struct mp_writer *w = tx_begin(FL_MSG_IDENTIFIED, m->id, 2);
-  mp_cstr(w, "hostname");
-  mp_cstr(w, u.nodename);
-  mp_cstr(w, "index");
-  mp_uint(w, agent.index);
-  tx_end();
+#ifdef FL_SABOTAGE
+  snprintf(sabotage, sizeof sabotage, "%.*s", (int)m->hostname.len, m->hostname.p);
+  if (strncmp(sabotage, "sabotage-stall", 14) == 0 && !STALLS("hooks")) return;
+#endif
+  fork_.began_ns = now_ns();
+  const char *failed = ids_take(m, ids);
+  if (failed != NULL) {
+    tx_error(m->id, FL_ERR_SYS, errno, "Cannot %s: %s", failed, strerror(errno));
+    return;
+  }
+  if (!SKIPS("index")) agent.index = m->index;
+  if (!SKIPS("vmid")) snprintf(agent.vm_id, sizeof agent.vm_id, "%.*s", (int)m->vm_id.len, m->vm_id.p);
+  ids_read(ids);
+#ifdef FL_SABOTAGE
+  sabotage_lies(m, ids);
+#endif
+  fork_.kernel_ns = now_ns() - fork_.began_ns;
+  fork_.id = m->id;
+  if (fork_.state == AWAKE) {
+    identified(); /* a VM that was never frozen: nobody waits in a hook */
+    return;
+  }
+  fork_.state = IDENTIFYING;
+  if (!SKIPS("hooks")) hooks_forked();
+  await_hooks(m->has_hook_timeout_ms ? m->hook_timeout_ms : HOOK_MS);
+}
+
+void identity_release(const struct msg *m) {
+  if (fork_.state == PREPARING || fork_.state == IDENTIFYING) {
+    tx_error(m->id, FL_ERR_STATE, 0, "Cannot release: an earlier request is under way");
+    return;
+  }
+  if (m->has_realtime_ns) ids_clock(m->realtime_ns);
+  if (fork_.state != AWAKE) wake(fork_.state == IDENTIFIED ? "go\n" : "resume\n");
+}
+
+/* The host went: who waited for an answer is not there any more. */
+void identity_forget(void) {
+  fork_.id = 0;
+  if (fork_.state == PREPARING) wake("resume\n");
 }

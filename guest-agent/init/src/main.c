@@ -66,10 +66,14 @@ static void loop(void) {
     for (int i = 0; i < n; i++) {
       if (e[i].data.u64 == TAG_CHANNEL) channel_event(e[i].events);
       else if (e[i].data.u64 == TAG_SIGNAL) reap();
+      else if (e[i].data.u64 == TAG_TIMER) identity_timer();
+      else if (e[i].data.u64 == TAG_HOOKS) hooks_accept();
+      else if (e[i].data.u64 >= TAG_HOOK) hooks_event((unsigned)(e[i].data.u64 - TAG_HOOK));
       else pipes_ready();
     }
     more = channel_pump();
     if (ops_pump()) more = true;
+    identity_pump();
     channel_flush();
     if (channel_blocked() && !tx_open_for_data()) more = false; /* the channel tells when it has room */
     show_pipes();
@@ -109,8 +113,15 @@ static int listen_on(const char *path) {
   return fd;
 }
 
+static void start_identity(void) {
+  char path[256];
+  ids_boot();
+  snprintf(path, sizeof path, "%s/run/flurry/fork.sock", agent.root);
+  hooks_listen(path);
+}
+
 static int usage(void) {
-  fprintf(stderr, "usage: flurry-init [--set-hostname] (--channel-fd N | --listen PATH)\n"
+  fprintf(stderr, "usage: flurry-init [--set-hostname] [--identity-root DIR] (--channel-fd N | --listen PATH)\n"
                   "As PID 1 it takes no options: it boots the machine and serves the port " FL_PORT_NAME "\n");
   return 2;
 }
@@ -119,8 +130,10 @@ int main(int argc, char **argv) {
   /* The kernel hands parameters that it does not know to init: only ours count. */
   if (getpid() == 1 && (argc < 2 || strncmp(argv[1], "--", 2) != 0)) {
     agent.is_init = agent.sets_hostname = true;
+    agent.root = "";
     int port = boot();
     prepare();
+    start_identity();
     agent.ready_ns = now_ns();
     channel_use(CHANNEL_PORT, port);
     loop();
@@ -130,10 +143,16 @@ int main(int argc, char **argv) {
     agent.sets_hostname = true;
     at++;
   }
+  agent.root = "";
+  if (at + 1 < argc && strcmp(argv[at], "--identity-root") == 0) {
+    agent.root = argv[at + 1];
+    at += 2;
+  }
   if (argc != at + 2) return usage();
   enum channel_kind kind = CHANNEL_LISTEN;
   int fd;
   prepare();
+  if (*agent.root != 0) start_identity();
   if (strcmp(argv[at], "--channel-fd") == 0) {
     kind = CHANNEL_FD;
     fd = atoi(argv[at + 1]);

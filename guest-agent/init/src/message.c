@@ -92,12 +92,35 @@ static bool is(const struct view *key, const char *name) {
   return strlen(name) == key->len && memcmp(key->p, name, key->len) == 0;
 }
 
+static bool read_ssh_key(struct mp_reader *r, struct msg *m) {
+  uint32_t pairs;
+  struct view key;
+  if (!mp_read_map(r, &pairs)) return false;
+  for (uint32_t i = 0; i < pairs; i++) {
+    if (!mp_read_str(r, &key)) return false;
+    struct view *part = is(&key, "private") ? &m->ssh_private : is(&key, "public") ? &m->ssh_public : NULL;
+    if (part == NULL ? !mp_skip(r) : !read_text(r, part) || part->len == 0 || part->len > FL_SSH_KEY_MAX) return false;
+  }
+  return m->has_ssh_key = m->ssh_private.len > 0 && m->ssh_public.len > 0;
+}
+
 static bool read_field(struct mp_reader *r, const struct view *key, struct msg *m) {
   if (is(key, "s")) return m->has_stream = read_u32(r, &m->stream) && m->stream <= FL_STREAM_ERR;
   if (is(key, "d")) return m->has_data = mp_read_bin(r, &m->data);
   if (is(key, "n")) return m->has_credit = read_u32(r, &m->credit);
   if (is(key, "hostname")) return m->has_hostname = read_text(r, &m->hostname) && m->hostname.len - 1 < 64;
   if (is(key, "index")) return m->has_index = read_u32(r, &m->index);
+  if (is(key, "vmId")) return m->has_vm_id = read_text(r, &m->vm_id) && m->vm_id.len - 1 < FL_VM_ID_MAX;
+  if (is(key, "machineId")) return m->has_machine_id = read_text(r, &m->machine_id) && m->machine_id.len == 32;
+  if (is(key, "bootId")) return m->has_boot_id = read_text(r, &m->boot_id) && m->boot_id.len == 36;
+  if (is(key, "realtimeNs")) return m->has_realtime_ns = mp_read_uint(r, &m->realtime_ns);
+  if (is(key, "entropy"))
+    return m->has_entropy = mp_read_bin(r, &m->entropy) && m->entropy.len >= FL_ENTROPY_MIN &&
+                            m->entropy.len <= FL_ENTROPY_MAX;
+  if (is(key, "hookTimeoutMs"))
+    return m->has_hook_timeout_ms = read_u32(r, &m->hook_timeout_ms) && m->hook_timeout_ms <= 60000;
+  if (is(key, "sshKey")) return read_ssh_key(r, m);
+  if (is(key, "hook")) return mp_read_bool(r, &m->wants_hook);
   if (is(key, "argv")) return m->has_argv = read_list(r, &m->argv, &m->argv_count) && m->argv_count > 0;
   if (is(key, "env")) return read_list(r, &m->env, &m->env_count);
   if (is(key, "cwd")) return m->has_cwd = read_path(r, &m->cwd);
@@ -112,9 +135,19 @@ static bool read_field(struct mp_reader *r, const struct view *key, struct msg *
   return mp_skip(r); /* a newer host may say more than we know */
 }
 
+static const char *missing_of_identity(const struct msg *m) {
+  if (!m->has_hostname) return "hostname";
+  if (!m->has_index) return "index";
+  if (!m->has_vm_id) return "vmId";
+  if (!m->has_machine_id) return "machineId";
+  if (!m->has_boot_id) return "bootId";
+  if (!m->has_realtime_ns) return "realtimeNs";
+  return m->has_entropy ? NULL : "entropy";
+}
+
 static const char *missing(const struct msg *m) {
   switch (m->type) {
-    case FL_MSG_IDENTIFY: return !m->has_hostname ? "hostname" : !m->has_index ? "index" : NULL;
+    case FL_MSG_IDENTIFY: return missing_of_identity(m);
     case FL_MSG_EXEC: return m->has_argv ? NULL : "argv";
     case FL_MSG_KILL: return !m->has_target ? "target" : !m->has_signal ? "signal" : NULL;
     case FL_MSG_PUT: case FL_MSG_GET: case FL_MSG_LIST: return m->has_path ? NULL : "path";
@@ -129,7 +162,7 @@ static bool known(uint32_t type) {
   switch (type) {
     case FL_MSG_HELLO: case FL_MSG_PING: case FL_MSG_IDENTIFY: case FL_MSG_QUIESCE: case FL_MSG_SHUTDOWN:
     case FL_MSG_EXEC: case FL_MSG_KILL: case FL_MSG_PUT: case FL_MSG_GET: case FL_MSG_LIST:
-    case FL_MSG_DATA: case FL_MSG_END: case FL_MSG_CREDIT: case FL_MSG_CANCEL:
+    case FL_MSG_DATA: case FL_MSG_END: case FL_MSG_CREDIT: case FL_MSG_CANCEL: case FL_MSG_RELEASE:
       return true;
     default:
       return false;

@@ -27,13 +27,15 @@ enum rx_event rx_next(struct rx *rx, const uint8_t **payload, uint32_t *len);
 struct msg {
   uint32_t type;
   uint32_t id;
-  struct view hostname, cwd, path, data;
+  struct view hostname, cwd, path, data, vm_id, machine_id, boot_id, entropy, ssh_private, ssh_public;
   struct mp_reader argv, env; /* arrays of strings, already checked */
   uint32_t argv_count, env_count;
-  uint32_t index, mode, stream, credit, target, signal, grace_ms, uid, gid;
+  uint32_t index, mode, stream, credit, target, signal, grace_ms, uid, gid, hook_timeout_ms;
+  uint64_t realtime_ns;
   bool has_hostname, has_index, has_cwd, has_path, has_data, has_argv, has_mode, has_stream, has_credit;
   bool has_target, has_signal, has_grace_ms, has_uid, has_gid;
-  bool wants_stdin;
+  bool has_vm_id, has_machine_id, has_boot_id, has_realtime_ns, has_entropy, has_hook_timeout_ms, has_ssh_key;
+  bool wants_stdin, wants_hook;
 };
 
 enum msg_result { MSG_OK, MSG_BAD, MSG_UNKNOWN };

@@ -192,3 +192,8 @@ void mp_map(struct mp_writer *w, uint32_t pairs) {
 }
 
 void mp_bin_head(struct mp_writer *w, uint32_t len) { put(w, 0xc6, len, 4); }
+
+void mp_raw(struct mp_writer *w, const uint8_t *p, size_t len) {
+  uint8_t *at = room(w, len);
+  if (at != NULL) memcpy(at, p, len);
+}

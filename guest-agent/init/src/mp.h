@@ -41,5 +41,6 @@ void mp_array(struct mp_writer *w, uint32_t count);
 void mp_map(struct mp_writer *w, uint32_t pairs);
 /* Writes only the head (always five bytes); the caller puts the bytes behind it. */
 void mp_bin_head(struct mp_writer *w, uint32_t len);
+void mp_raw(struct mp_writer *w, const uint8_t *p, size_t len);
 
 #endif

@@ -3,7 +3,7 @@
 #ifndef FLURRY_PROTOCOL_H
 #define FLURRY_PROTOCOL_H
 
-#define FL_PROTOCOL_VERSION 1
+#define FL_PROTOCOL_VERSION 2
 #define FL_AGENT_VERSION "0.1.0"
 #define FL_PORT_NAME "flurry.agent"
 
@@ -21,6 +21,11 @@
 #define FL_ARGS_MAX 1024
 #define FL_PATH_MAX 4096
 #define FL_DEPTH_MAX 64
+#define FL_VM_ID_MAX 128
+#define FL_ENTROPY_MAX 128
+#define FL_ENTROPY_MIN 32
+#define FL_SSH_KEY_MAX 4096
+#define FL_HOOKS_MAX 64
 
 #define FL_MSG_HELLO 1
 #define FL_MSG_PING 2
@@ -31,6 +36,7 @@
 #define FL_MSG_QUIESCED 7
 #define FL_MSG_SHUTDOWN 8
 #define FL_MSG_STOPPING 9
+#define FL_MSG_RELEASE 10
 #define FL_MSG_EXEC 16
 #define FL_MSG_STARTED 17
 #define FL_MSG_EXIT 18
@@ -59,5 +65,6 @@
 #define FL_ERR_NO_SUCH_ID "NO_SUCH_ID"
 #define FL_ERR_ID_IN_USE "ID_IN_USE"
 #define FL_ERR_FLOW "FLOW"
+#define FL_ERR_STATE "STATE"
 
 #endif

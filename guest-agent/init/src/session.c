@@ -3,6 +3,7 @@
 /* A session lasts from one marker (or hang-up) to the next. */
 void session_reset(void) {
   if (ops_live > 0) ops_reset();
+  identity_forget();
   tx_reset();
   agent.greeting_owed = true;
 }
@@ -15,7 +16,13 @@ static void quiesce(const struct msg *m) {
              names[ops[i].kind], ops[i].id);
     return;
   }
-  tx_plain(FL_MSG_QUIESCED, m->id); /* everything before it is in the same queue, so it leaves last */
+  identity_quiesce(m);
+}
+
+/* Before a fork is released, its processes stand still: nothing is done that could be theirs. */
+static bool is_for_fork(uint32_t type) {
+  return type == FL_MSG_PING || type == FL_MSG_HELLO || type == FL_MSG_IDENTIFY || type == FL_MSG_QUIESCE ||
+         type == FL_MSG_RELEASE || type == FL_MSG_SHUTDOWN;
 }
 
 void session_dispatch(const uint8_t *payload, uint32_t len) {
@@ -31,9 +38,14 @@ void session_dispatch(const uint8_t *payload, uint32_t len) {
     case MSG_OK:
       break;
   }
+  if (identity_is_quiet() && !is_for_fork(m.type)) {
+    tx_error(m.id, FL_ERR_STATE, 0, "The VM is at rest for a fork: only an identity and its release are taken");
+    return;
+  }
   switch (m.type) {
     case FL_MSG_PING: tx_plain(FL_MSG_PONG, m.id); return;
     case FL_MSG_IDENTIFY: identity_identify(&m); return;
+    case FL_MSG_RELEASE: identity_release(&m); return;
     case FL_MSG_HELLO: identity_hello(m.id); return;
     case FL_MSG_DATA: op_data(&m); return;
     case FL_MSG_CREDIT: op_credit(&m); return;

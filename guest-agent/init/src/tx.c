@@ -49,7 +49,7 @@ static void greet(void) {
 }
 
 struct mp_writer *tx_begin(uint32_t type, uint32_t id, uint32_t pairs) {
-  compact(8192);
+  compact(32768); /* an identity with the most hooks that there can be */
   greet();
   frame = fill;
   writer.p = buf + fill + 4;
