@@ -4,7 +4,7 @@ import { existsSync } from "node:fs";
 import { createServer, type Server } from "node:http";
 import type { AddressInfo } from "node:net";
 import { setTimeout as delay } from "node:timers/promises";
-import type { WorkerVersion } from "../../runtime/api/mod.ts";
+import type { ScheduledRun, WorkerLogRecord, WorkerVersion } from "../../runtime/api/mod.ts";
 import { VmTaskRuntime } from "../../runtime/workers/vm-task-runtime.ts";
 import { GatewaySandbox, problemFrom } from "../support/gateway-sandbox.ts";
 import { SETUP_MS, TEST_MS, type TemporaryDirectory } from "../support/vm.ts";
@@ -32,6 +32,12 @@ function counter(mark: string): string {
         if (input === "hang") for (;;);
         if (input === "long") return "x".repeat(1024 * 1024);
         return { doubled: input * 2, asked: ++asked, index: ctx.vm.index, env: ctx.env.FLURRY_TASK_COUNT };
+      },
+      scheduled({ cron }, env, ctx) {
+        if (cron === "0 1 1 1 *") throw new Error("it is night");
+        if (cron === "0 2 1 1 *") return new Promise(() => {});
+        if (cron === "0 3 1 1 *") ctx.waitUntil(Promise.reject(new Error("it is late")));
+        ctx.waitUntil(Bun.sleep(50).then(() => console.log("called for", cron, ++asked, env.GREETING)));
       },
     };
     async function ask(url) {
@@ -105,7 +111,7 @@ beforeAll(async () => {
     slots: 4,
     outboundAllow: [`127.0.0.1:${site.port}`],
   });
-  gateway = await GatewaySandbox.open({ runtime: () => runtime });
+  gateway = await GatewaySandbox.open({ runtime: () => runtime, limits: { scheduledMs: 15_000 } });
   await deploy("count", { env: { GREETING: "hello" }, http: { timeoutMs: 20_000 } });
 }, SETUP_MS);
 
@@ -250,6 +256,38 @@ describe("a deployed JS worker", () => {
       // The worker allows itself what the operator does not.
       expect((await asking("http://127.0.0.1:1/"))[0]).toBe(418);
       expect(site.asked).toEqual(["/here"]);
+    },
+    TEST_MS,
+  );
+
+  test(
+    "has its scheduled() called in a fork of its own, with what it gives to waitUntil",
+    async () => {
+      const call = (cron: string) =>
+        gateway.json<ScheduledRun>("/v1/workers/count/scheduled", { method: "POST", json: { cron } });
+      const good = await call("0 0 1 1 *");
+      expect(good).toMatchObject({ name: "count", version: 1, cron: "0 0 1 1 *", outcome: "succeeded" });
+      expect(good.ms).toBeGreaterThanOrEqual(49);
+      const failures = await Promise.all(["0 1 1 1 *", "0 2 1 1 *", "0 3 1 1 *"].map(call));
+      expect(failures.map(({ outcome, error }) => [outcome, error?.code])).toEqual([
+        ["failed", "TASK_FAILED"],
+        ["failed", "WORKER_TIMEOUT"],
+        ["failed", "TASK_FAILED"],
+      ]);
+      expect(failures[0]!.error!.message).toContain("it is night");
+      expect(failures[2]!.error!.message).toContain("1 of 2 were rejected");
+      const { items } = await gateway.json<{ items: WorkerLogRecord[] }>("/v1/workers/count/logs");
+      const of = ({ vm }: ScheduledRun) => items.filter((item) => item.vm === vm).map(({ text }) => text);
+      expect(of(good)).toEqual(["called for 0 0 1 1 * 101 hello"]);
+      expect(of(failures[0]!).join()).toMatch(/Error: it is night\n.*scheduled/);
+      expect(of(failures[2]!).join()).toContain("it is late");
+      // A version with crons needs a scheduled().
+      const module = { code: "export default { fetch() {} }" };
+      const without = { module, memoryMiB: 256, crons: ["0 0 1 1 *"] };
+      await gateway.json("/v1/workers/never", { method: "PUT", json: without }, 201);
+      const never = await gateway.problem("/w/never/");
+      expect(never).toMatchObject({ status: 502, code: "WORKER_LOAD_FAILED" });
+      expect(never.detail).toContain("it has crons, but no scheduled(); it has fetch()");
     },
     TEST_MS,
   );
