@@ -6,6 +6,7 @@ import type { Store } from "../jobs/ports.ts";
 import type { TaskRuntime } from "../jobs/task-runtime.ts";
 import type { CronEvent, ScheduledEnd, ScheduledOptions } from "../workers/js/js-scheduled.ts";
 import type { ServedVersion, ServeOptions } from "../workers/js/js-services.ts";
+import type { RequestFigures } from "../workers/js/request-figures.ts";
 import type { WorkerLogs } from "../workers/js/worker-logs.ts";
 import type { GatewayMetrics } from "./metrics.ts";
 import type { Schedules } from "./schedules.ts";
@@ -18,6 +19,7 @@ export interface WorkerRequests {
   handle(worker: ServedVersion, request: Request, options: ServeOptions): Promise<Response>;
   scheduled(worker: ServedVersion, event: CronEvent, options: ScheduledOptions): Promise<ScheduledEnd>;
   remove(name: string): void;
+  figures(): RequestFigures;
   readonly logs: Pick<WorkerLogs, "read" | "onAppend" | "note">;
 }
 

@@ -7,7 +7,9 @@ import { lookupCode } from "../../errors/codes.ts";
 import type { SetAside } from "../api/mod.ts";
 import type { DispatchObserver } from "../jobs/observer.ts";
 import type { Store } from "../jobs/ports.ts";
+import type { RequestFigures } from "../workers/js/request-figures.ts";
 import { addProcessMetrics } from "./metrics-process.ts";
+import { addRequestMetrics, waitsText } from "./metrics-requests.ts";
 
 const logger = getLogger(["flurry", "gateway"]);
 
@@ -52,6 +54,7 @@ export class GatewayMetrics implements DispatchObserver {
   readonly #waiting: Gauge;
   readonly #running: Gauge;
   readonly #storeUp: Gauge;
+  #requestFigures: (() => RequestFigures) | undefined;
   /** What is set aside now, as `kind id`. */
   readonly #aside = new Map<string, SetAside["kind"]>();
 
@@ -204,10 +207,18 @@ export class GatewayMetrics implements DispatchObserver {
     this.#scheduled.inc({ outcome });
   }
 
+  /** Has figures of the requests to JS workers from now on. To be called once. */
+  watchRequests(figures: () => RequestFigures): void {
+    this.#requestFigures = figures;
+    addRequestMetrics([this.#registry], figures);
+  }
+
   /** All figures as Prometheus reads them. */
   async text(): Promise<{ body: string; contentType: string }> {
     await this.#askStore();
-    return { body: await this.#registry.metrics(), contentType: this.#registry.contentType };
+    const parts = [await this.#registry.metrics()];
+    if (this.#requestFigures) parts.push(waitsText(this.#requestFigures()));
+    return { body: parts.join("\n"), contentType: this.#registry.contentType };
   }
 
   /** What waits and runs is the store's to know. The other figures are needed most when it fails. */

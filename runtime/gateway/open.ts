@@ -76,6 +76,8 @@ export async function openGateway(options: GatewayOptions): Promise<Gateway> {
   await requireKeys(store, options.listen.hostname);
   const metrics = new GatewayMetrics(store);
   const runtime = stack.use(await options.runtime());
+  const { requests } = runtime;
+  if (requests) metrics.watchRequests(() => requests.figures());
   const { drainMs, leaseMs } = options;
   const hosts = new WorkerHosts(store.workers);
   const allLimits = { ...LIMITS, ...limits };

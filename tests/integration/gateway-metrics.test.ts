@@ -1,7 +1,9 @@
 import { describe, expect, test } from "bun:test";
 import { FlurryError } from "../../errors/errors.ts";
 import type { HostEntry, Page } from "../../runtime/api/mod.ts";
-import { eventually, GatewaySandbox, jobOf, StreamReader } from "../support/gateway-sandbox.ts";
+import { noFigures, requestOutcomes, sumOfFigures } from "../../runtime/workers/js/request-figures.ts";
+import { WorkerLogs } from "../../runtime/workers/js/worker-logs.ts";
+import { eventually, GatewaySandbox, idleRuntime, jobOf, StreamReader } from "../support/gateway-sandbox.ts";
 import { ScriptedRuntime } from "../support/scripted-runtime.ts";
 
 /** The figures of a gateway: `name{labels}` and value. */
@@ -92,6 +94,51 @@ describe("GET /metrics", () => {
     expect([...(await ask("my-last")).keys()]).toEqual([...before.keys()]);
     const text = await (await gateway.fetch("/metrics", { key })).text();
     for (const own of [job.id, id, "my-", "vm-1"]) expect(text).not.toContain(own);
+  });
+
+  test("has figures of the requests to JS workers, whatever has become of who counted them", async () => {
+    const figures = noFigures();
+    const requests = {
+      handle: () => Promise.reject(new Error("This runtime answers nothing")),
+      scheduled: () => Promise.reject(new Error("This runtime calls nothing")),
+      remove: () => undefined,
+      logs: new WorkerLogs(),
+      figures: () => sumOfFigures([figures, figures]),
+    };
+    await using gateway = await GatewaySandbox.open({ runtime: () => ({ ...idleRuntime(), requests }) });
+    Object.assign(figures, { waiting: 2, forks: 9, failedForks: 1, usedAhead: 4, unused: 3 });
+    Object.assign(figures.children, { starting: 1, spare: 2, idle: 3, busy: 4, ending: 5 });
+    requestOutcomes.forEach((outcome, n) => {
+      figures.outcomes[outcome] = n;
+    });
+    figures.waits = { count: 5, sumMs: 1250, upTo: { 1: 2, 250: 4 } };
+    for (const times of [2, 2]) {
+      const seen = await figuresOf(gateway);
+      const workers = [...seen].filter(([name]) => name.startsWith("flurry_worker_"));
+      expect(Object.fromEntries(workers)).toEqual({
+        'flurry_worker_children{state="starting"}': 1 * times,
+        'flurry_worker_children{state="spare"}': 2 * times,
+        'flurry_worker_children{state="idle"}': 3 * times,
+        'flurry_worker_children{state="busy"}': 4 * times,
+        'flurry_worker_children{state="ending"}': 5 * times,
+        flurry_worker_requests_waiting: 2 * times,
+        ...Object.fromEntries(
+          requestOutcomes.map((outcome, n) => [
+            `flurry_worker_requests_total{outcome="${outcome}"}`,
+            n * times,
+          ]),
+        ),
+        flurry_worker_forks_total: 9 * times,
+        flurry_worker_forks_failed_total: 1 * times,
+        flurry_worker_spares_used_total: 4 * times,
+        flurry_worker_unused_total: 3 * times,
+        'flurry_worker_wait_seconds_bucket{le="0.001"}': 2 * times,
+        'flurry_worker_wait_seconds_bucket{le="0.25"}': 4 * times,
+        'flurry_worker_wait_seconds_bucket{le="+Inf"}': 5 * times,
+        flurry_worker_wait_seconds_sum: 1.25 * times,
+        flurry_worker_wait_seconds_count: 5 * times,
+      });
+    }
   });
 
   test("still has its other figures when the store fails", async () => {

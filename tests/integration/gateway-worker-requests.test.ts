@@ -3,6 +3,7 @@ import { FlurryError } from "../../errors/errors.ts";
 import type { WorkerLogRecord } from "../../runtime/api/mod.ts";
 import type { GatewayRuntime } from "../../runtime/gateway/context.ts";
 import type { ServedVersion, ServeOptions } from "../../runtime/workers/js/js-services.ts";
+import { noFigures } from "../../runtime/workers/js/request-figures.ts";
 import { WorkerLogs } from "../../runtime/workers/js/worker-logs.ts";
 import { GatewaySandbox, idleRuntime, problemFrom } from "../support/gateway-sandbox.ts";
 
@@ -27,6 +28,7 @@ function answering(script: Script) {
       },
       scheduled: () => Promise.reject(new Error("This runtime calls no scheduled()")),
       remove: (name) => void removed.push(name),
+      figures: noFigures,
       logs,
     },
   };

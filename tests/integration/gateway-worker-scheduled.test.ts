@@ -5,6 +5,7 @@ import type { Clock } from "../../runtime/clock.ts";
 import type { GatewayRuntime } from "../../runtime/gateway/context.ts";
 import type { CronEvent, ScheduledEnd } from "../../runtime/workers/js/js-scheduled.ts";
 import type { ServedVersion } from "../../runtime/workers/js/js-services.ts";
+import { noFigures } from "../../runtime/workers/js/request-figures.ts";
 import { WorkerLogs } from "../../runtime/workers/js/worker-logs.ts";
 import { eventually, GatewaySandbox, idleRuntime } from "../support/gateway-sandbox.ts";
 
@@ -16,6 +17,7 @@ function scheduling(script: Script): () => GatewayRuntime {
     handle: () => Promise.reject(new Error("This runtime answers nothing")),
     scheduled: async (worker: ServedVersion, event: CronEvent) => await script(worker, event),
     remove: () => undefined,
+    figures: noFigures,
     logs: new WorkerLogs(),
   };
   return () => ({ ...idleRuntime(), requests });
