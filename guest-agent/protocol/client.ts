@@ -4,7 +4,8 @@ import { PROTOCOL_VERSION } from "./constants.ts";
 import type { WaitOptions } from "./deadline.ts";
 import { AgentError } from "./errors.ts";
 import { type AgentFile, type FileSource, listFiles, openFile, type PutOptions, putFile } from "./files.ts";
-import type { AgentEntry, GuestMessage, HelloInfo, IdentityInfo } from "./messages.ts";
+import { type GuestIdentity, type IdentityReceipt, identityFields } from "./identity.ts";
+import type { AgentEntry, GuestMessage, HelloInfo } from "./messages.ts";
 import { type AgentProcess, type ExecOptions, startProcess } from "./process.ts";
 import { type Answer, type RequestType, request } from "./request.ts";
 import { type RunOptions, type RunResult, runProcess } from "./run.ts";
@@ -58,11 +59,28 @@ export class AgentClient implements AsyncDisposable {
     await this.#request("PING", undefined, "PONG", options);
   }
 
-  /** Gives the guest its identity; resolves with the one that it has then, read from its kernel. */
-  async identify(identity: IdentityInfo, options: WaitOptions = {}): Promise<IdentityInfo> {
-    const fields = { hostname: identity.hostname, index: identity.index };
-    const { hostname, index } = await this.#request("IDENTIFY", fields, "IDENTIFIED", options);
-    return { hostname, index };
+  /**
+   * Gives the guest its identity; resolves with the one that it has then, read back from its kernel.
+   * A guest that was quiesced stands still until `release()`.
+   */
+  async identify(identity: GuestIdentity, options: WaitOptions = {}): Promise<IdentityReceipt> {
+    const fields = identityFields(identity);
+    const {
+      type: _type,
+      id: _id,
+      ...receipt
+    } = await this.#request("IDENTIFY", fields, "IDENTIFIED", options);
+    return receipt;
+  }
+
+  /**
+   * Lets the processes of a quiesced guest go on; it has no answer. Whatever is sent after it finds
+   * them running. @param options.realtimeNs - sets CLOCK_REALTIME once more, which is behind by what
+   * the fork took; nanoseconds since 1970
+   */
+  release(options: { realtimeNs?: bigint | undefined } = {}): void {
+    const { realtimeNs } = options;
+    this.#connection.notify("RELEASE", realtimeNs === undefined ? undefined : { realtimeNs });
   }
 
   /** Starts a program; resolves once it runs. `signal` and `timeoutMs` kill it, whenever they fire. */
@@ -106,17 +124,19 @@ export class AgentClient implements AsyncDisposable {
   }
 
   /**
-   * Brings the channel to rest before the VM is frozen: once this resolves, nothing is under way in
-   * either direction until the next request. Refused while programs or transfers run.
+   * Brings the guest to rest before the VM is frozen: once this resolves, no process of it runs until
+   * `release()`, and nothing is under way on the channel. Refused while programs or transfers run, and
+   * when a process does not come to rest. Resolves with the number of processes that have a fork hook.
    */
-  async quiesce(options: WaitOptions = {}): Promise<void> {
+  async quiesce(options: WaitOptions = {}): Promise<{ hooks: number }> {
     const { pending } = this.#connection;
     if (pending > 0) {
       throw new AgentError("AGENT_REFUSED", `Cannot quiesce: ${pending} operations are running`, {
         remote: "BUSY",
       });
     }
-    await this.#request("QUIESCE", undefined, "QUIESCED", options);
+    const { hooks } = await this.#request("QUIESCE", undefined, "QUIESCED", options);
+    return { hooks };
   }
 
   /**

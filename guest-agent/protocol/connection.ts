@@ -80,6 +80,14 @@ export class Connection {
     this.#write(encodeMessage(messageTypes[type], id, fields));
   }
 
+  /** Sends one message that has no answer. @throws AgentError AGENT_CLOSED */
+  notify(type: keyof typeof messageTypes, fields?: Record<string, unknown>): void {
+    if (this.#reason) throw this.#reason;
+    const id = this.#nextId;
+    this.#advance();
+    this.send(type, id, fields);
+  }
+
   /** Sends one chunk; resolves when the socket takes more, also when the channel closes. */
   async sendData(id: number, stream: StreamNumber, chunk: Uint8Array): Promise<void> {
     if (this.#write(encodeData(id, stream, chunk)) || this.#reason) return;

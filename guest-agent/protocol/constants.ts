@@ -2,7 +2,7 @@
  * What both ends of the channel agree on. The text is PROTOCOL.md; the guest's copy is
  * guest-agent/init/src/protocol.h, and a unit test compares the two by name.
  */
-export const PROTOCOL_VERSION = 1;
+export const PROTOCOL_VERSION = 2;
 
 /** Name of the virtio-serial port. */
 export const PORT_NAME = "flurry.agent";
@@ -31,6 +31,14 @@ export const limits = {
   PATH_MAX: 4096,
   /** Directory levels that a listing follows. */
   DEPTH_MAX: 64,
+  VM_ID_MAX: 128,
+  /** Random bytes that one identity may bring, and has to. */
+  ENTROPY_MAX: 128,
+  ENTROPY_MIN: 32,
+  /** Each file of an SSH host key. */
+  SSH_KEY_MAX: 4096,
+  /** Processes with a fork hook. */
+  HOOKS_MAX: 64,
 } as const;
 
 export const messageTypes = {
@@ -43,6 +51,7 @@ export const messageTypes = {
   QUIESCED: 7,
   SHUTDOWN: 8,
   STOPPING: 9,
+  RELEASE: 10,
   EXEC: 16,
   STARTED: 17,
   EXIT: 18,
@@ -73,6 +82,7 @@ export const remoteCodes = [
   "NO_SUCH_ID",
   "ID_IN_USE",
   "FLOW",
+  "STATE",
 ] as const;
 
 export type StreamNumber = (typeof streams)[keyof typeof streams];

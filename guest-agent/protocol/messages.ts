@@ -1,6 +1,8 @@
 import { Unpackr } from "msgpackr";
 import { limits, messageTypes } from "./constants.ts";
 import { AgentError } from "./errors.ts";
+import { broken, type Fields, integer, text } from "./fields.ts";
+import { type IdentityReceipt, parseReceipt } from "./identity.ts";
 import { countValues } from "./messagepack-check.ts";
 
 /** What an agent says about itself and its machine. */
@@ -20,12 +22,6 @@ export interface HelloInfo {
   memBytes: number;
 }
 
-/** The identity that the guest has, read back from it. */
-export interface IdentityInfo {
-  hostname: string;
-  index: number;
-}
-
 /** One entry of a listing. */
 export interface AgentEntry {
   /** Relative to the listed directory. */
@@ -38,13 +34,12 @@ export interface AgentEntry {
   mtimeMs: number;
 }
 
-type Fields = Record<string, unknown>;
-
 /** Every message that a guest may send, checked field by field. */
 export type GuestMessage = { id: number } & (
   | ({ type: "HELLO" } & HelloInfo)
-  | { type: "PONG" | "QUIESCED" | "STOPPING" }
-  | ({ type: "IDENTIFIED" } & IdentityInfo)
+  | { type: "PONG" | "STOPPING" }
+  | { type: "QUIESCED"; hooks: number }
+  | ({ type: "IDENTIFIED" } & IdentityReceipt)
   | { type: "STARTED"; pid: number }
   | { type: "EXIT"; code: number | undefined; signal: number | undefined }
   | { type: "FILE"; size: number; mode: number; mtimeMs: number }
@@ -55,7 +50,7 @@ export type GuestMessage = { id: number } & (
   | { type: "ERROR"; code: string; errno: string | undefined; message: string }
 );
 
-const unpackr = new Unpackr({ useRecords: false, mapsAsObjects: true, int64AsType: "number" });
+const unpackr = new Unpackr({ useRecords: false, mapsAsObjects: true, int64AsType: "bigint" });
 
 /**
  * Decodes one payload. `data` of the result points into `payload`.
@@ -75,16 +70,11 @@ export function parseMessage(payload: Uint8Array): GuestMessage {
     case messageTypes.PONG:
       return { type: "PONG", id };
     case messageTypes.QUIESCED:
-      return { type: "QUIESCED", id };
+      return { type: "QUIESCED", id, hooks: integer(fields.hooks, "hooks", limits.HOOKS_MAX) };
     case messageTypes.STOPPING:
       return { type: "STOPPING", id };
     case messageTypes.IDENTIFIED:
-      return {
-        type: "IDENTIFIED",
-        id,
-        hostname: text(fields.hostname, "hostname"),
-        index: integer(fields.index, "index", 0xffffffff),
-      };
+      return { type: "IDENTIFIED", id, ...parseReceipt(fields) };
     case messageTypes.STARTED:
       return { type: "STARTED", id, pid: integer(fields.pid, "pid", 0x7fffffff) };
     case messageTypes.EXIT:
@@ -193,16 +183,6 @@ function record(value: unknown): Fields {
   return value as Fields;
 }
 
-function integer(value: unknown, name: string, max: number = Number.MAX_SAFE_INTEGER): number {
-  if (typeof value === "number" && Number.isInteger(value) && value >= 0 && value <= max) return value;
-  throw broken(`a bad "${name}"`);
-}
-
-function text(value: unknown, name: string): string {
-  if (typeof value === "string") return value;
-  throw broken(`a bad "${name}"`);
-}
-
 function stream(value: unknown): number {
   return integer(value, "s", 2);
 }
@@ -211,8 +191,4 @@ function chunk(value: unknown): Uint8Array {
   // An empty chunk would cost no credit: an endless row of them could not be held back.
   if (value instanceof Uint8Array && value.length > 0 && value.length <= limits.CHUNK_MAX) return value;
   throw broken('a bad "d"');
-}
-
-function broken(what: string): AgentError {
-  return new AgentError("AGENT_PROTOCOL", `The guest sent ${what}`);
 }

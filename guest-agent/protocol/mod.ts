@@ -4,6 +4,7 @@ export { limits, PORT_NAME, PROTOCOL_VERSION } from "./constants.ts";
 export type { WaitOptions } from "./deadline.ts";
 export { AgentError, type AgentErrorCode } from "./errors.ts";
 export type { AgentFile, FileSource, PutOptions } from "./files.ts";
-export type { AgentEntry, HelloInfo, IdentityInfo } from "./messages.ts";
+export type { GuestIdentity, HookReceipt, IdentityReceipt } from "./identity.ts";
+export type { AgentEntry, HelloInfo } from "./messages.ts";
 export type { AgentProcess, ExecOptions, ExitStatus } from "./process.ts";
 export type { RunOptions, RunResult } from "./run.ts";

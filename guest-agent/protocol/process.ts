@@ -16,6 +16,8 @@ export interface ExecOptions extends WaitOptions {
   stdin?: boolean | undefined;
   uid?: number | undefined;
   gid?: number | undefined;
+  /** Gives the program a fork hook on descriptor 3, named by FLURRY_FORK_FD (see PROTOCOL.md). */
+  hook?: boolean | undefined;
 }
 
 /** How a program ended: its exit code, or the name of the signal that killed it. */
@@ -163,6 +165,7 @@ class ProcessOperation implements MessageHandler {
           env,
           ...(options.cwd === undefined ? {} : { cwd: options.cwd }),
           ...(options.stdin ? { stdin: true } : {}),
+          ...(options.hook ? { hook: true } : {}),
           ...(options.uid === undefined ? {} : { uid: options.uid }),
           ...(options.gid === undefined ? {} : { gid: options.gid }),
         });

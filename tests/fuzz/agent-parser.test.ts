@@ -7,13 +7,17 @@ import { promisify } from "node:util";
 import { buildAgent } from "../../guest-agent/init/build.ts";
 import { encodeData, encodeMessage } from "../../guest-agent/protocol/codec.ts";
 import { MARKER, messageTypes } from "../../guest-agent/protocol/constants.ts";
+import { freshIdentity } from "../support/agent-identity.ts";
 
 const run = promisify(execFile);
 
 /** One good message of each kind: the fuzzer mutates from there. */
 const seeds: Uint8Array[] = [
   encodeMessage(messageTypes.PING, 1),
-  encodeMessage(messageTypes.IDENTIFY, 70_000, { hostname: "child", index: 5 }),
+  encodeMessage(messageTypes.IDENTIFY, 70_000, {
+    ...freshIdentity({ hookTimeoutMs: 100, sshKey: { private: "k", public: "p" } }),
+  }),
+  encodeMessage(messageTypes.RELEASE, 70_001, { realtimeNs: 1_700_000_000_000_000_000n }),
   encodeMessage(messageTypes.EXEC, 2, {
     argv: ["a", "bc"],
     env: ["A=1"],

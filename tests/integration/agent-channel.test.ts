@@ -5,6 +5,7 @@ import { hostname } from "node:os";
 import { encodeData, encodeMessage, FrameReader } from "../../guest-agent/protocol/codec.ts";
 import { limits, MARKER, messageTypes } from "../../guest-agent/protocol/constants.ts";
 import { type GuestMessage, parseMessage } from "../../guest-agent/protocol/messages.ts";
+import { freshIdentity } from "../support/agent-identity.ts";
 import { rejection } from "../support/agent-peer.ts";
 import { AgentUnderTest } from "../support/agent-process.ts";
 
@@ -148,8 +149,13 @@ describe("bad frames", () => {
       [encodeMessage(messageTypes.GET, 9, { path: "" }), "BAD_MESSAGE", 9],
       [encodeMessage(messageTypes.GET, 9, { path: "p".repeat(limits.PATH_MAX) }), "BAD_MESSAGE", 9],
       [encodeMessage(messageTypes.PUT, 9, { path: "/x", mode: 0o10000 }), "BAD_MESSAGE", 9],
-      [encodeMessage(messageTypes.IDENTIFY, 9, { hostname: "h".repeat(65), index: 0 }), "BAD_MESSAGE", 9],
-      [encodeMessage(messageTypes.IDENTIFY, 9, { hostname: "", index: 0 }), "BAD_MESSAGE", 9],
+      [
+        encodeMessage(messageTypes.IDENTIFY, 9, { ...freshIdentity({ hostname: "h".repeat(65) }) }),
+        "BAD_MESSAGE",
+        9,
+      ],
+      [encodeMessage(messageTypes.IDENTIFY, 9, { ...freshIdentity({ hostname: "" }) }), "BAD_MESSAGE", 9],
+      [encodeMessage(messageTypes.IDENTIFY, 9, { hostname: "h", index: 0 }), "BAD_MESSAGE", 9],
       [encodeMessage(messageTypes.KILL, 9, { target: 1, signal: 9 }), "NO_SUCH_ID", 9],
       [encodeMessage(messageTypes.KILL, 9, { target: 1, signal: 0 }), "BAD_MESSAGE", 9],
     ];
@@ -209,6 +215,7 @@ describe("a new host", () => {
       );
     }
     await first.ping();
+    first.release(); // the markers have not ended the rest that was asked for
     const answers = await first.run(["echo", "in step"]);
     expect(answers.stdout).toBe("in step\n");
     while (isRunning(program.pid)) await first.ping();
@@ -221,7 +228,7 @@ describe("a new host", () => {
     for (const index of [7, 8]) {
       const { client } = await agent.client();
       await using _ = client;
-      expect(await client.identify({ hostname: `child-${index}`, index })).toEqual({
+      expect(await client.identify(freshIdentity({ hostname: `child-${index}`, index }))).toMatchObject({
         hostname: `child-${index}`,
         index,
       });
@@ -234,7 +241,7 @@ describe("a new host", () => {
   test("learns the truth when the name cannot be set", async () => {
     await using agent = await AgentUnderTest.start();
     const { client } = await agent.client();
-    const error = await rejection(client.identify({ hostname: "nobody", index: 1 }));
+    const error = await rejection(client.identify(freshIdentity({ hostname: "nobody", index: 1 })));
     expect(error).toMatchObject({ code: "AGENT_REFUSED", errno: "EPERM" });
     expect(hostname()).not.toBe("nobody");
   });
@@ -244,7 +251,7 @@ test("hello() tells versions, clocks and memory", async () => {
   await using agent = await AgentUnderTest.start();
   const { client } = await agent.client();
   const info = await client.hello();
-  expect(info).toMatchObject({ protocol: 1, pid: agent.pid, hostname: hostname() });
+  expect(info).toMatchObject({ protocol: 2, pid: agent.pid, hostname: hostname() });
   expect(info.kernel).toBe(readFileSync("/proc/sys/kernel/osrelease", "utf8").trim());
   expect(info.nowNs).toBeGreaterThan(info.bootNs);
   const total = /MemTotal:\s+(\d+)/.exec(readFileSync("/proc/meminfo", "utf8"))![1];

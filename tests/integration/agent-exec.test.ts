@@ -163,6 +163,7 @@ test("quiesce() is refused while a program runs, and answered once it is gone", 
   await program.exited;
   await settled(client);
   await client.quiesce();
+  client.release();
 });
 
 /** Waits until the agent has nothing running: every operation's last message has come. */
@@ -170,6 +171,7 @@ async function settled(of: AgentClient): Promise<void> {
   for (;;) {
     try {
       await of.quiesce();
+      of.release();
       return;
     } catch (error) {
       if (!(error instanceof Error) || !("remote" in error) || error.remote !== "BUSY") throw error;

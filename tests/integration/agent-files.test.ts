@@ -89,6 +89,7 @@ describe("putFile()", () => {
       code: "AGENT_REFUSED",
     });
     await client.quiesce();
+    client.release();
     expect(readdirSync(dir).filter((name) => name.startsWith(".flurry"))).toEqual([]);
   });
 
@@ -116,6 +117,7 @@ describe("putFile()", () => {
     });
     await client.ping();
     await client.quiesce();
+    client.release();
     expect(readFileSync(path, "utf8")).toBe("old");
     expect(readdirSync(dir).filter((name) => name.startsWith(".flurry"))).toEqual([]);
   });
@@ -153,6 +155,7 @@ describe("getFile()", () => {
     await reader.cancel();
     await client.ping();
     await client.quiesce();
+    client.release();
   });
 });
 
@@ -193,6 +196,7 @@ describe("list()", () => {
     });
     expect(await rejection(client.list(join(dir, "deepest")))).toMatchObject({ errno: "ELOOP" });
     await client.quiesce();
+    client.release();
   });
 });
 

@@ -3,6 +3,7 @@ import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { Image } from "../../guest-agent/image/mod.ts";
+import { freshIdentity } from "../support/agent-identity.ts";
 import { AgentVm } from "../support/agent-vm.ts";
 import { baseImage, SETUP_MS, TEST_MS } from "../support/vm.ts";
 
@@ -23,7 +24,7 @@ describe("the agent as PID 1", () => {
       const { client } = await vm.client();
       await using _ = client;
       const info = await client.hello({ timeoutMs: TEST_MS });
-      expect(info).toMatchObject({ protocol: 1, pid: 1, hostname: "flurry" });
+      expect(info).toMatchObject({ protocol: 2, pid: 1, hostname: "flurry" });
       expect(info.memBytes).toBeGreaterThan(128 << 20);
       expect(info.memBytes).toBeLessThan(256 << 20);
       expect(info.bootNs).toBeGreaterThan(0);
@@ -68,7 +69,7 @@ describe("the agent as PID 1", () => {
     async () => {
       const { client } = await vm.client();
       await using _ = client;
-      expect(await client.identify({ hostname: "child-41", index: 41 })).toEqual({
+      expect(await client.identify(freshIdentity({ hostname: "child-41", index: 41 }))).toMatchObject({
         hostname: "child-41",
         index: 41,
       });
@@ -104,6 +105,7 @@ describe("the agent as PID 1", () => {
       const { client } = await vm.client();
       await using _ = client;
       await client.quiesce();
+      client.release();
       for (;;) {
         const { stdout } = await client.run(["sh", "-c", "grep -lx yes /proc/[0-9]*/comm"]);
         if (stdout === "") break;
