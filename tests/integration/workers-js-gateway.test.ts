@@ -6,7 +6,7 @@ import type { AddressInfo } from "node:net";
 import { setTimeout as delay } from "node:timers/promises";
 import type { ScheduledRun, WorkerLogRecord, WorkerVersion } from "../../runtime/api/mod.ts";
 import { VmTaskRuntime } from "../../runtime/workers/vm-task-runtime.ts";
-import { GatewaySandbox, problemFrom } from "../support/gateway-sandbox.ts";
+import { eventually, GatewaySandbox, problemFrom } from "../support/gateway-sandbox.ts";
 import { SETUP_MS, TEST_MS, type TemporaryDirectory } from "../support/vm.ts";
 import { homeWithImages } from "../support/workers-runtime.ts";
 
@@ -288,6 +288,37 @@ describe("a deployed JS worker", () => {
       const never = await gateway.problem("/w/never/");
       expect(never).toMatchObject({ status: 502, code: "WORKER_LOAD_FAILED" });
       expect(never.detail).toContain("it has crons, but no scheduled(); it has fetch()");
+    },
+    TEST_MS,
+  );
+
+  test(
+    "has a fork ready for the next request, which is as any other, and for that one alone",
+    async () => {
+      await deploy("ahead", { http: { ahead: 1 } });
+      const stats = () => runtime.requests.stats().find(({ name }) => name === "ahead")!.stats;
+      const first = await ask("/w/ahead/");
+      const vms = new Set([first.vm]);
+      for (const used of [1, 2]) {
+        await eventually(() => stats().children.spare === 1);
+        const next = await ask("/w/ahead/", { method: "POST", body: "next" });
+        expect(next).toMatchObject({ asked: 101, body: "next" });
+        expect(stats()).toMatchObject({ usedAhead: used, unused: 0 });
+        vms.add(next.vm);
+      }
+      expect(vms.size).toBe(3);
+      const exit = await gateway.fetch("/w/ahead/exit");
+      expect(exit.status).toBe(502);
+      const text = await (await gateway.fetch("/metrics")).text();
+      const of = (metric: string) =>
+        Number(
+          text
+            .split("\n")
+            .find((line) => line.startsWith(`${metric} `))
+            ?.slice(metric.length),
+        );
+      expect(of("flurry_worker_spares_used_total")).toBeGreaterThanOrEqual(2);
+      expect(of('flurry_worker_requests_total{outcome="child-died"}')).toBeGreaterThanOrEqual(1);
     },
     TEST_MS,
   );
