@@ -22,6 +22,10 @@ export class InstantRuntime implements TaskRuntime {
     return { state: "ready" };
   }
 
+  onReadiness(): Disposable {
+    return { [Symbol.dispose]: () => undefined };
+  }
+
   async admit(): Promise<Disposable> {
     return { [Symbol.dispose]: () => undefined };
   }

@@ -151,6 +151,10 @@ class TimedRuntime implements TaskRuntime {
     return this.#inner.readiness(family);
   }
 
+  onReadiness(listener: (family: string) => void): Disposable {
+    return this.#inner.onReadiness(listener);
+  }
+
   admit(family: string, signal: AbortSignal): Promise<Disposable> {
     return this.#inner.admit(family, signal);
   }

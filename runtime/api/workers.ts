@@ -146,6 +146,22 @@ export const WorkerVersion = z
   .meta({ id: "WorkerVersion" });
 export type WorkerVersion = z.infer<typeof WorkerVersion>;
 
+/** What has become of one version, without its code. */
+export const WorkerStatus = z
+  .object({
+    name: Name,
+    version: z.int(),
+    current: z.boolean(),
+    state: WorkerState,
+    step: z.string().optional().meta({ description: "What is being done while it is preparing" }),
+    error: Failure.optional(),
+    seen: z
+      .string()
+      .meta({ description: "Names all of this: given as `after`, it waits for something else" }),
+  })
+  .meta({ id: "WorkerStatus" });
+export type WorkerStatus = z.infer<typeof WorkerStatus>;
+
 export const WorkerPage = pageOf(WorkerVersion).meta({ id: "WorkerPage" });
 
 /** Something that a JS worker has printed while it answered requests. */

@@ -1,63 +1,43 @@
-import { setTimeout as sleep } from "node:timers/promises";
 import { lookupCode } from "../../errors/codes.ts";
 import { codeOf, describeError, FlurryError } from "../../errors/errors.ts";
-import type { FlurryClient, WorkerVersion } from "../client/mod.ts";
+import type { FlurryClient, WorkerStatus, WorkerVersion } from "../client/mod.ts";
 
-type WorkersApi = Pick<FlurryClient["workers"], "get" | "setCurrent">;
+type WorkersApi = Pick<FlurryClient["workers"], "get" | "state" | "setCurrent">;
 
-/** Milliseconds between two looks at a version: at first, and at most. */
-const FIRST_LOOK_MS = 150;
-const LAST_LOOK_MS = 3000;
+/** How long the gateway is asked to wait for what comes next. */
+const WAIT_MS = 20_000;
 
 export interface WaitOptions {
   /** Longest wait in milliseconds. */
   timeoutMs: number;
-  /** Milliseconds after which a version that nothing is done for is brought to mind again. @default 10_000 */
-  coldMs?: number | undefined;
-  /** Milliseconds for the gateway to begin anew with what has failed before. @default 5000 */
-  staleMs?: number | undefined;
   onStep?: ((step: string) => void) | undefined;
   signal?: AbortSignal | undefined;
 }
 
 /**
- * Waits until a version that has just been deployed is ready, or has failed.
+ * Waits until a version that has just been deployed is ready, or has failed: the gateway answers as soon as
+ * there is something else to tell.
  *
- * Looks again and again, ever less often, because the gateway has no stream of what becomes of workers:
- * only jobs have events. Each look fetches the version with its code, which is why the wait grows.
- *
- * @param deployed - as PUT has given it
  * @throws FlurryError NOT_READY after `timeoutMs`, ABORTED, and as the client
  */
 export async function untilSettled(
   workers: WorkersApi,
-  deployed: WorkerVersion,
-  { timeoutMs, coldMs = 10_000, staleMs = 5000, onStep, signal }: WaitOptions,
-): Promise<WorkerVersion> {
-  const { name, version } = deployed;
-  const began = performance.now();
-  let worker = deployed;
-  // PUT answers before the gateway has begun: a failure that it shows is that of an earlier try with
-  // the same code.
-  let isStale = worker.state === "failed";
-  let coldSince = began;
+  { name, version }: Pick<WorkerVersion, "name" | "version">,
+  { timeoutMs, onStep, signal }: WaitOptions,
+): Promise<WorkerStatus> {
+  const end = performance.now() + timeoutMs;
+  let status = await workers.state(name, { version, signal });
   let shown: string | undefined;
-  for (let lookMs = FIRST_LOOK_MS; ; lookMs = Math.min(LAST_LOOK_MS, lookMs * 1.5)) {
-    if (worker.state === "ready") return worker;
-    const now = performance.now();
-    if (worker.state !== "failed") isStale = false;
-    else if (!isStale || now - began > staleMs) return worker;
-    if (worker.state !== "cold") coldSince = now;
-    if (now - began > timeoutMs) throw notReady(worker, timeoutMs);
-    if (worker.step !== undefined && worker.step !== shown) onStep?.(worker.step);
-    shown = worker.step ?? shown;
-    await sleep(lookMs, undefined, signal ? { signal } : {});
-    worker = await workers.get(name, { version, signal });
-    if (worker.state === "cold" && worker.current && performance.now() - coldSince > coldMs) {
-      // A gateway that has much to make ready leaves the rest for later, and a new one knows of nothing.
-      worker = await workers.setCurrent(name, version, { signal });
-      coldSince = performance.now();
-    }
+  for (;;) {
+    if (status.state === "ready" || status.state === "failed") return status;
+    if (status.step !== undefined && status.step !== shown) onStep?.(status.step);
+    shown = status.step ?? shown;
+    // A gateway that has been started anew knows of nothing that it was to make ready.
+    if (status.state === "cold" && status.current) await workers.setCurrent(name, version, { signal });
+    const leftMs = Math.ceil(end - performance.now());
+    if (leftMs <= 0) throw notReady(status, timeoutMs);
+    const waitMs = Math.min(leftMs, WAIT_MS);
+    status = await workers.state(name, { version, after: status.seen, waitMs, signal });
   }
 }
 
@@ -69,7 +49,7 @@ export async function untilSettled(
  */
 export async function failureOf(
   workers: WorkersApi,
-  failed: WorkerVersion,
+  failed: WorkerStatus,
   before: WorkerVersion | undefined,
 ): Promise<{ error: FlurryError; restored: WorkerVersion | undefined }> {
   const { name, version, error = { code: "WORKER_LOAD_FAILED", message: "no reason is known" } } = failed;
@@ -90,7 +70,7 @@ export async function failureOf(
 
 async function goBack(
   workers: WorkersApi,
-  { name, version }: WorkerVersion,
+  { name, version }: WorkerStatus,
   before: WorkerVersion | undefined,
 ): Promise<WorkerVersion | undefined> {
   if (before === undefined || before.version === version) return undefined;
@@ -104,7 +84,7 @@ function codeFor(code: string): FlurryError["code"] {
   return exit === 3 || exit === 5 ? (code as FlurryError["code"]) : "WORKER_LOAD_FAILED";
 }
 
-function notReady({ name, version, state, step }: WorkerVersion, timeoutMs: number): FlurryError {
+function notReady({ name, version, state, step }: WorkerStatus, timeoutMs: number): FlurryError {
   const doing = step === undefined ? state : `${state}: ${step}`;
   const message = `${name}@${version} is not ready after ${timeoutMs / 1000} s (${doing})`;
   return new FlurryError("NOT_READY", message, {

@@ -4,11 +4,18 @@ import {
   type WorkerLogRecord,
   WorkerPage,
   type WorkerSpecInput,
+  WorkerStatus,
   WorkerVersion,
 } from "../api/mod.ts";
 import type { CallOptions, ListOptions } from "./jobs.ts";
 import { itemsOf } from "./pages.ts";
 import type { Transport } from "./transport.ts";
+
+interface StateQuery {
+  version?: number | undefined;
+  after?: string | undefined;
+  waitMs?: number | undefined;
+}
 
 /** Deployed workers of a gateway. */
 export class WorkersApi {
@@ -29,6 +36,21 @@ export class WorkersApi {
     { version, signal }: CallOptions & { version?: number | undefined } = {},
   ): Promise<WorkerVersion> {
     return this.#transport.json(pathOf(name), WorkerVersion, { query: { version }, signal });
+  }
+
+  /**
+   * How far a version is.
+   *
+   * @param options.version - the current one by default
+   * @param options.after - `seen` of the answer before: waits for something else
+   * @param options.waitMs - how long to wait for it, at most 30000
+   */
+  state(
+    name: string,
+    { version, after, waitMs, signal }: CallOptions & StateQuery = {},
+  ): Promise<WorkerStatus> {
+    const query = { version, after, waitMs };
+    return this.#transport.json(pathOf(name, "/state"), WorkerStatus, { query, signal });
   }
 
   /** Current versions, by name, without their files. */

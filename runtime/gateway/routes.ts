@@ -12,6 +12,7 @@ import { secretsRoutes } from "./secrets-routes.ts";
 import { submitRoutes } from "./submit-routes.ts";
 import { workerLogsRoutes } from "./worker-logs-routes.ts";
 import { workerScheduledRoutes } from "./worker-scheduled-routes.ts";
+import { workerStateRoutes } from "./worker-state-routes.ts";
 import { workersRoutes } from "./workers-routes.ts";
 
 /** All that a gateway answers, in the order of its documentation. */
@@ -23,6 +24,7 @@ export function gatewayRoutes(context: GatewayContext): GatewayApp[] {
     artifactRoutes(context),
     deliveriesRoutes(context),
     workersRoutes(context),
+    workerStateRoutes(context),
     workerLogsRoutes(context),
     workerScheduledRoutes(context),
     secretsRoutes(context),

@@ -38,3 +38,25 @@ export class Watch implements Disposable {
     this.#subscription[Symbol.dispose]();
   }
 }
+
+/**
+ * Reads, and again after each change, until it has read enough or has waited for `waitMs`.
+ *
+ * @param signal - fires when nobody waits any more
+ * @returns what it has read last
+ */
+export async function readUntil<T>(
+  watch: Watch,
+  read: () => T | Promise<T>,
+  isEnough: (value: T) => boolean,
+  { waitMs, signal }: { waitMs: number; signal: AbortSignal },
+): Promise<T> {
+  const end = performance.now() + waitMs;
+  for (;;) {
+    const value = await read();
+    const leftMs = end - performance.now();
+    if (isEnough(value) || leftMs <= 0 || signal.aborted) return value;
+    // Never below a millisecond of it: it would be read again and again.
+    await watch.next(Math.ceil(leftMs), signal);
+  }
+}

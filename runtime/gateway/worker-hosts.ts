@@ -11,7 +11,7 @@ export class WorkerHosts {
   #names: Promise<Map<string, string>> | undefined;
 
   /** Current versions that have been asked for. To read one from the store is to parse all of its code. */
-  #current = new Map<string, WorkerVersion>();
+  readonly #current = new Map<string, Promise<WorkerVersion | undefined>>();
   readonly #listeners = new Set<(name: string) => void>();
 
   constructor(workers: WorkerStore) {
@@ -32,16 +32,22 @@ export class WorkerHosts {
 
   /** The current version of a worker. */
   async worker(name: string): Promise<WorkerVersion | undefined> {
-    const current = this.#current;
-    const known = current.get(name) ?? (await this.#workers.get(name));
-    if (known) current.set(name, known);
-    return known;
+    const reading = this.#current.get(name) ?? this.#workers.get(name);
+    this.#current.set(name, reading);
+    let worker: WorkerVersion | undefined;
+    try {
+      worker = await reading;
+      return worker;
+    } finally {
+      // What is not there, or cannot be read, is asked for again.
+      if (!worker && this.#current.get(name) === reading) this.#current.delete(name);
+    }
   }
 
   /** A worker was deployed, changed or removed. */
   changed(name: string): void {
-    // Another one: who is reading now must not bring the old back.
-    this.#current = new Map();
+    // Who is reading it now does not bring the old back.
+    this.#current.delete(name);
     this.#names = undefined;
     for (const listener of this.#listeners) listener(name);
   }

@@ -1,9 +1,10 @@
 import { createRoute, OpenAPIHono, z } from "@hono/zod-openapi";
 import { FlurryError } from "../../errors/errors.ts";
-import { Name, WorkerLogPage, type WorkerLogRecord } from "../api/mod.ts";
+import { Name, WorkerLogPage } from "../api/mod.ts";
 import { requireScope } from "./auth.ts";
 import type { GatewayContext, GatewayEnv } from "./context.ts";
 import { jsonResponse, problems } from "./openapi.ts";
+import { readUntil, Watch } from "./watch.ts";
 
 /** Longest time that a reader is kept waiting for what comes next, in ms. */
 const MOST_WAIT_MS = 30_000;
@@ -34,43 +35,21 @@ const readLogs = createRoute({
 });
 
 /** What workers print. */
-export function workerLogsRoutes({ store, runtime, signal }: GatewayContext): OpenAPIHono<GatewayEnv> {
+export function workerLogsRoutes({ hosts, runtime, signal }: GatewayContext): OpenAPIHono<GatewayEnv> {
   const app = new OpenAPIHono<GatewayEnv>();
   app.openapi(readLogs, async (c) => {
     const { name } = c.req.valid("param");
     const { after, waitMs } = c.req.valid("query");
-    if ((await store.workers.get(name)) === undefined) {
+    if ((await hosts.worker(name)) === undefined) {
       throw new FlurryError("WORKER_NOT_FOUND", `There is no worker "${name}"`);
     }
     const logs = runtime.requests?.logs;
     const over = AbortSignal.any([signal, c.req.raw.signal]);
-    const items = logs ? await next(() => logs.read(name, after), logs, waitMs, over) : [];
+    if (!logs) return c.json({ items: [] }, 200);
+    using watch = new Watch(logs.onAppend.bind(logs), name);
+    const isEnough = (found: readonly unknown[]) => found.length > 0;
+    const items = await readUntil(watch, () => logs.read(name, after), isEnough, { waitMs, signal: over });
     return c.json({ items }, 200);
   });
   return app;
-}
-
-/** Reads, and waits for something to read if there is nothing. */
-async function next(
-  read: () => WorkerLogRecord[],
-  logs: { onAppend(listener: () => void): Disposable },
-  waitMs: number,
-  over: AbortSignal,
-): Promise<WorkerLogRecord[]> {
-  const found = read();
-  if (found.length > 0 || waitMs === 0 || over.aborted) return found;
-  const { promise, resolve } = Promise.withResolvers<void>();
-  const timer = setTimeout(resolve, waitMs);
-  const onAbort = () => resolve();
-  using _appended = logs.onAppend(() => {
-    if (read().length > 0) resolve();
-  });
-  over.addEventListener("abort", onAbort, { once: true });
-  try {
-    await promise;
-    return read();
-  } finally {
-    clearTimeout(timer);
-    over.removeEventListener("abort", onAbort);
-  }
 }

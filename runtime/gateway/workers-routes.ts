@@ -9,7 +9,9 @@ import {
   WorkerSpec,
   WorkerVersion,
 } from "../api/mod.ts";
+import type { Dispatcher } from "../jobs/dispatcher.ts";
 import { familyOf } from "../jobs/family.ts";
+import type { Readiness } from "../jobs/ports.ts";
 import { requireScope } from "./auth.ts";
 import type { GatewayContext, GatewayEnv } from "./context.ts";
 import { jsonBody, jsonResponse, problems } from "./openapi.ts";
@@ -120,13 +122,14 @@ export function workersRoutes({
 
   /** A version with the state that its parent has here. */
   function shown({ name, version, current, spec, createdAt }: WorkerVersion): WorkerVersion {
-    const { state, step, error } = dispatcher.readiness(familyOf(spec));
-    return {
-      ...{ name, version, current, state },
-      ...(step === undefined ? {} : { step }),
-      ...(error === undefined ? {} : { error }),
-      ...{ spec, createdAt },
-    };
+    return { name, version, current, ...readinessOf(dispatcher, spec), spec, createdAt };
+  }
+
+  function prepare({ name, version, spec }: WorkerVersion): void {
+    dispatcher.prepare(familyOf(spec), async () => {
+      const current = await hosts.worker(name);
+      return (current?.version === version ? current : await store.workers.get(name, version))?.spec;
+    });
   }
 
   async function listed(
@@ -155,7 +158,7 @@ export function workersRoutes({
     }
     const { worker, created } = await store.workers.put(name, spec);
     hosts.changed(name);
-    dispatcher.prepare(familyOf(spec), spec);
+    prepare(worker);
     return c.json(shown(worker), created ? 201 : 200);
   });
 
@@ -182,7 +185,7 @@ export function workersRoutes({
     const { version } = c.req.valid("json");
     const worker = await store.workers.setCurrent(c.req.valid("param").name, version);
     hosts.changed(worker.name);
-    dispatcher.prepare(familyOf(worker.spec), worker.spec);
+    prepare(worker);
     return c.json(shown(worker), 200);
   });
 
@@ -203,7 +206,13 @@ function withoutFiles(worker: WorkerVersion): WorkerVersion {
   return { ...worker, spec: { ...spec, files: [], ...(module && { module }) } };
 }
 
-function notFound(name: string, version?: number): FlurryError {
+/** State of a version's parent, with no more fields than there are. */
+export function readinessOf(dispatcher: Pick<Dispatcher, "readiness">, spec: WorkerSpec): Readiness {
+  const { state, step, error } = dispatcher.readiness(familyOf(spec));
+  return { state, ...(step !== undefined && { step }), ...(error !== undefined && { error }) };
+}
+
+export function notFound(name: string, version?: number): FlurryError {
   const what = version === undefined ? `worker "${name}"` : `version ${version} of the worker "${name}"`;
   return new FlurryError("WORKER_NOT_FOUND", `There is no ${what}`, {
     hint: "PUT /v1/workers/{name} deploys one",

@@ -1,5 +1,5 @@
 import { getLogger } from "@logtape/logtape";
-import type { SetAside, WorkerSpec } from "../api/mod.ts";
+import type { SetAside } from "../api/mod.ts";
 import type { Clock } from "../clock.ts";
 import { AbandonedAttempts } from "./abandoned.ts";
 import { CancelWatch } from "./cancel-watch.ts";
@@ -20,7 +20,7 @@ import type { TaskRuntime } from "./task-runtime.ts";
 import { type After, systemAfter } from "./timer.ts";
 import { whyWaiting } from "./waiting.ts";
 import { Wake } from "./wake.ts";
-import { WarmUps } from "./warm-ups.ts";
+import { type SpecSource, WarmUps } from "./warm-ups.ts";
 
 const DEFAULT_LEASE_MS = 30_000;
 const logger = getLogger(["flurry", "jobs"]);
@@ -63,6 +63,8 @@ export class Dispatcher implements AsyncDisposable {
   readonly #abandoned: AbandonedAttempts;
   readonly #host: AttemptHost;
   readonly #claims: ClaimLoop;
+  readonly #readinessListeners = new Set<(family: string) => void>();
+  readonly #readiness: Disposable;
   #ending = false;
 
   constructor(options: DispatcherOptions) {
@@ -107,7 +109,9 @@ export class Dispatcher implements AsyncDisposable {
       running: () => this.running,
       onBeat: () => this.#recorder.worked(),
     });
-    this.#warmUps = new WarmUps(runtime);
+    const readinessChanged = (family: string) => this.#readinessChanged(family);
+    this.#readiness = runtime.onReadiness(readinessChanged);
+    this.#warmUps = new WarmUps(runtime, readinessChanged);
     this.#abandoned = new AbandonedAttempts(store);
     this.#cancels = new CancelWatch({
       jobs: store.jobs,
@@ -147,11 +151,25 @@ export class Dispatcher implements AsyncDisposable {
     this.#claims.start();
   }
 
-  /** State of a family's parent, or why it has been set aside. */
+  /**
+   * State of a family's parent, or why it has been set aside. Of one that waits to be made ready, not how
+   * that went the last time.
+   */
   readiness(family: string): Readiness {
+    const own = this.#options.runtime.readiness(family);
+    const turn = this.#warmUps.stateOf(family);
+    if (turn !== undefined && (own.state === "cold" || own.state === "failed")) {
+      return { state: "preparing", ...(turn === "later" && { step: "waiting for other preparations" }) };
+    }
     const aside = this.#asides.list().find(({ kind, id }) => kind === "worker" && id === family);
-    if (!aside) return this.#options.runtime.readiness(family);
+    if (!aside) return own;
     return { state: "failed", error: { code: "INFRASTRUCTURE_FAILED", message: aside.reason } };
+  }
+
+  /** Calls back after each change of a family's readiness. */
+  onReadiness(listener: (family: string) => void): Disposable {
+    this.#readinessListeners.add(listener);
+    return { [Symbol.dispose]: () => void this.#readinessListeners.delete(listener) };
   }
 
   /** Why no task of a job runs now, for people; undefined when one does, or when none is left to run. */
@@ -170,7 +188,7 @@ export class Dispatcher implements AsyncDisposable {
   }
 
   /** Makes the parent of a family ready in the background: a help for its first task, not a promise. */
-  prepare(family: string, spec: WorkerSpec): void {
+  prepare(family: string, spec: SpecSource): void {
     if (!this.#ending) this.#warmUps.add(family, spec);
   }
 
@@ -207,6 +225,7 @@ export class Dispatcher implements AsyncDisposable {
     }
     await Promise.all(this.#lives);
     this.#cancels[Symbol.dispose]();
+    this.#readiness[Symbol.dispose]();
     await Promise.all([
       this.#warmUps[Symbol.asyncDispose](),
       this.#keeper[Symbol.asyncDispose](),
@@ -265,9 +284,14 @@ export class Dispatcher implements AsyncDisposable {
     }
   }
 
+  #readinessChanged(family: string): void {
+    for (const listener of this.#readinessListeners) listener(family);
+  }
+
   #tellSetAside(change: SetAsideChange): void {
     this.#record.tell(change);
     this.#wake.notify();
+    this.#readinessChanged(change.change === "set aside" ? change.entry.id : change.id);
     if (change.change === "set aside") {
       const { kind, label, reason, failures } = change.entry;
       logger.warn("Set {kind} {label} aside: {reason}", { kind, label, reason, failures });

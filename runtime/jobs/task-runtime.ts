@@ -65,6 +65,8 @@ export interface TaskRuntime extends AsyncDisposable {
   prepare(family: string, spec: WorkerSpec, signal: AbortSignal): Promise<void>;
   /** State of a family's parent. */
   readiness(family: string): Readiness;
+  /** Calls back after each change of a family's readiness. */
+  onReadiness(listener: (family: string) => void): Disposable;
   /** Waits until the host has memory for a child of a family that is ready. */
   admit(family: string, signal: AbortSignal): Promise<Disposable>;
   /**

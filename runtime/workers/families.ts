@@ -75,6 +75,7 @@ export class Families implements AsyncDisposable {
   /** Families whose next parent must not be the one on disk. */
   readonly #broken = new Set<string>();
   readonly #children = new Set<MeasuredChild>();
+  readonly #listeners = new Set<(family: string) => void>();
   #accel: Accelerator | undefined;
 
   constructor(options: FamiliesOptions) {
@@ -86,7 +87,8 @@ export class Families implements AsyncDisposable {
     const memoryNow = () => ({ availableBytes: availableMemory(), heldBytes: this.#heldBytes() });
     this.#admission = new Admission({ ...limits, slots }, memoryNow);
     this.#boots = new Admission({ ...limits, slots: PREPARATIONS });
-    this.#parents = new OpenParents({ budget: options.parents ?? 8, shells: slots });
+    const onChange = (family: string) => this.#tell(family);
+    this.#parents = new OpenParents({ budget: options.parents ?? 8, shells: slots, onChange });
   }
 
   get accel(): Accelerator | undefined {
@@ -115,6 +117,12 @@ export class Families implements AsyncDisposable {
     if (this.#parents.imageOf(family) !== undefined) return { state: "ready" };
     const error = this.#failures.get(family);
     return error ? { state: "failed", error } : { state: "cold" };
+  }
+
+  /** Calls back after each change of a family's readiness. */
+  onReadiness(listener: (family: string) => void): Disposable {
+    this.#listeners.add(listener);
+    return { [Symbol.dispose]: () => void this.#listeners.delete(listener) };
   }
 
   /** Waits until the host has room for a child of a family whose parent has been made. */
@@ -231,6 +239,7 @@ export class Families implements AsyncDisposable {
   async #prepare(family: string, spec: WorkerSpec, signal: AbortSignal): Promise<void> {
     const step = { text: "looking for the image" };
     this.#steps.set(family, step);
+    this.#tell(family);
     try {
       await this.#makeParent(family, spec, step, signal);
       this.#failures.delete(family);
@@ -242,7 +251,12 @@ export class Families implements AsyncDisposable {
     } finally {
       // Another preparation may have begun since this one was given up.
       if (this.#steps.get(family) === step) this.#steps.delete(family);
+      this.#tell(family);
     }
+  }
+
+  #tell(family: string): void {
+    for (const listener of this.#listeners) listener(family);
   }
 
   async #makeParent(
@@ -260,6 +274,7 @@ export class Families implements AsyncDisposable {
       peers: (this.#lost.get(family) ?? 0) < LOST_PARENTS ? peers : [],
       onStep: (text) => {
         step.text = text ?? step.text;
+        this.#tell(family);
       },
       onPeersFailed: (event) => logger.warn("Cannot use another host's parent: {reason}", event),
     };

@@ -25,6 +25,8 @@ export interface OpenParentsOptions {
   budget: number;
   /** Shells kept waiting in all. */
   shells: number;
+  /** Called after there is a family's parent to fork from, or no longer. It must not throw. */
+  onChange?: ((family: string) => void) | undefined;
 }
 
 /**
@@ -33,6 +35,7 @@ export interface OpenParentsOptions {
  */
 export class OpenParents<P extends Forkable> implements AsyncDisposable {
   readonly #budget: number;
+  readonly #onChange: ((family: string) => void) | undefined;
   /** Longest not used first. */
   readonly #entries = new Map<string, Entry<P>>();
   readonly #closing = new Set<Promise<void>>();
@@ -40,8 +43,9 @@ export class OpenParents<P extends Forkable> implements AsyncDisposable {
   #recent: string[] = [];
   #shells: number;
 
-  constructor({ budget, shells }: OpenParentsOptions) {
+  constructor({ budget, shells, onChange }: OpenParentsOptions) {
     this.#budget = budget;
+    this.#onChange = onChange;
     this.#shells = shells;
   }
 
@@ -63,6 +67,7 @@ export class OpenParents<P extends Forkable> implements AsyncDisposable {
     for (let shell = 0; shell < this.#shells; shell++) this.#note(family);
     this.#evict(family);
     this.#shareShells();
+    this.#onChange?.(family);
   }
 
   /** Keeps a family's parent open for as long as it is used; undefined if there is none to be forked. */
@@ -96,6 +101,7 @@ export class OpenParents<P extends Forkable> implements AsyncDisposable {
     this.#closing.add(closing);
     void closing.finally(() => this.#closing.delete(closing));
     this.#shareShells();
+    this.#onChange?.(family);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -110,6 +110,10 @@ export class VmTaskRuntime implements TaskRuntime {
     return this.#families.readiness(family);
   }
 
+  onReadiness(listener: (family: string) => void): Disposable {
+    return this.#families.onReadiness(listener);
+  }
+
   async admit(family: string, signal: AbortSignal): Promise<Disposable> {
     return await this.#families.admit(family, signal);
   }

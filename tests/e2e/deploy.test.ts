@@ -18,8 +18,9 @@ class LoadingRuntime extends ScriptedRuntime {
   override async prepare(family: string, spec: WorkerSpec, signal: AbortSignal): Promise<void> {
     if (super.readiness(family).state === "ready") return;
     this.#steps.set(family, "loading the worker");
+    this.changed(family);
     try {
-      // As long as a look or two.
+      // Long enough to be seen.
       await new Promise((resolve) => setTimeout(resolve, 300));
       await super.prepare(family, spec, signal);
       this.#failures.delete(family);
@@ -29,6 +30,7 @@ class LoadingRuntime extends ScriptedRuntime {
       throw error;
     } finally {
       this.#steps.delete(family);
+      this.changed(family);
     }
   }
 
@@ -155,7 +157,7 @@ describe("flurry deploy", () => {
     expect(result.stderr).toContain("    at setup (worker.ts:3:9)\n");
     expect(result.stderr).toContain("  broken@1 is current again\n  code: WORKER_LOAD_FAILED\n");
     expect(await version("broken")).toMatchObject({ version: 1, current: true, state: "ready" });
-    // The gateway shows the failure of the same code until it has begun anew; the outcome is the same.
+    // The same code is tried again: what is told is not the failure of before.
     const again = await flurry(["deploy", "worker.ts", "--name", "broken", "--json"]);
     expect(again.status).toBe(2);
     expect(eventsOf(again).slice(-2)).toMatchObject([
@@ -187,13 +189,24 @@ describe("flurry deploy", () => {
     const args = ["deploy", "worker.ts", "--name", "slow", "--url", slow.url];
     const { status, stderr } = await flurry([...args, "--timeout", "0.5"]);
     expect(status).toBe(5);
-    expect(stderr).toContain("slow@1 is not ready after 0.5 s (cold)");
+    expect(stderr).toContain("slow@1 is not ready after 0.5 s (preparing)");
     expect(stderr).toContain("code: NOT_READY");
     const run = cli.start(args);
     await run.until(/slow@1 \.\.\./);
     run.kill("SIGINT");
     expect((await run.ended).status).toBe(130);
     expect(await slow.json("/v1/workers/slow")).toMatchObject({ version: 1, current: true });
+  });
+
+  test("has scheduled() called at the times of --cron", async () => {
+    write({ "worker.ts": good });
+    const crons = ["*/5 * * * *", "0 3 * * MON"];
+    const options = crons.flatMap((cron) => ["--cron", cron]);
+    expect((await flurry(["deploy", "worker.ts", "--name", "nightly", ...options])).status).toBe(0);
+    expect((await version("nightly")).spec.crons).toEqual(crons);
+    const { status, stderr } = await flurry(["deploy", "worker.ts", "--name", "nightly", "--cron", "@daily"]);
+    expect(status).toBe(2);
+    expect(stderr).toContain("crons.0: must be five fields");
   });
 
   test("deploys what flurry.jsonc describes, without arguments", async () => {

@@ -22,6 +22,7 @@ const needs: Record<Scope | "nothing", string[]> = {
     "listWorkers",
     "getWorker",
     "listWorkerVersions",
+    "watchWorkerState",
     "readWorkerLogs",
     "listHosts",
     "getMetrics",

@@ -48,7 +48,10 @@ describe("PUT /v1/workers/{name}", () => {
     for (const state of states) {
       const runtime = { ...idleRuntime(), prepare: async () => undefined, readiness: () => state };
       await using gateway = await GatewaySandbox.open({ runtime: () => runtime });
-      expect(await (await put(gateway, "worker", spec)).json()).toMatchObject(state);
+      await put(gateway, "worker", spec);
+      await eventually(async () => {
+        return (await gateway.json<WorkerVersion>("/v1/workers/worker")).state === state.state;
+      });
       expect(await gateway.json("/v1/workers/worker")).toMatchObject(state);
       expect((await gateway.json<Page<WorkerVersion>>("/v1/workers")).items).toMatchObject([state]);
     }

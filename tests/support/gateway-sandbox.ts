@@ -22,6 +22,7 @@ export function idleRuntime(): TaskRuntime {
     memoryBytes: 0,
     prepare: never,
     readiness: () => ({ state: "cold" }),
+    onReadiness: () => ({ [Symbol.dispose]: () => undefined }),
     admit: never,
     run: never,
     [Symbol.asyncDispose]: async () => undefined,

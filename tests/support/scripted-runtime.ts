@@ -43,6 +43,7 @@ export class ScriptedRuntime implements TaskRuntime {
   /** Children that were started. */
   runs = 0;
   readonly #ready = new Set<string>();
+  readonly #listeners = new Set<(family: string) => void>();
   #disposed = false;
 
   constructor({ script = () => ({ exitCode: 0 }), prepare, slots = 4 }: ScriptedRuntimeOptions = {}) {
@@ -54,15 +55,27 @@ export class ScriptedRuntime implements TaskRuntime {
   async prepare(family: string, spec: WorkerSpec, signal: AbortSignal): Promise<void> {
     await untilAborted(signal, async () => this.prepareFamily(family, spec, signal));
     this.#ready.add(family);
+    this.changed(family);
   }
 
   readiness(family: string): Readiness {
     return { state: this.#ready.has(family) ? "ready" : "cold" };
   }
 
+  onReadiness(listener: (family: string) => void): Disposable {
+    this.#listeners.add(listener);
+    return { [Symbol.dispose]: () => void this.#listeners.delete(listener) };
+  }
+
+  /** Tells that the readiness of a family has changed. */
+  protected changed(family: string): void {
+    for (const listener of this.#listeners) listener(family);
+  }
+
   /** Gives the parent of a family up. */
   forget(family: string): void {
     this.#ready.delete(family);
+    this.changed(family);
   }
 
   async admit(_family: string, signal: AbortSignal): Promise<Disposable> {

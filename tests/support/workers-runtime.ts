@@ -66,15 +66,14 @@ export async function stepsDuring(
   work: Promise<unknown>,
 ): Promise<string[]> {
   const steps: string[] = [];
-  let over = false;
-  const done = work.finally(() => {
-    over = true;
-  });
-  while (!over) {
+  const look = () => {
     const { step } = runtime.readiness(family);
     if (step !== undefined && step !== steps.at(-1)) steps.push(step);
-    await Promise.race([done, new Promise((resolve) => setTimeout(resolve, 5))]);
-  }
-  await done;
+  };
+  using _listening = runtime.onReadiness((changed) => {
+    if (changed === family) look();
+  });
+  look();
+  await work;
   return steps;
 }

@@ -2,31 +2,45 @@ import { describe, expect, test } from "bun:test";
 import { FlurryError } from "../../errors/errors.ts";
 import { WorkerSpec } from "../../runtime/api/mod.ts";
 import { failureOf, untilSettled } from "../../runtime/cli/deploy-wait.ts";
-import type { WorkerVersion } from "../../runtime/client/mod.ts";
+import type { WorkerStatus, WorkerVersion } from "../../runtime/client/mod.ts";
 import { rejection } from "../support/agent-peer.ts";
 
-const spec = WorkerSpec.parse({ module: { code: "export default {}" } });
 const error = { code: "WORKER_LOAD_FAILED", message: "boom" };
 
+function status(more: Partial<WorkerStatus> = {}): WorkerStatus {
+  return { name: "hello", version: 2, current: true, state: "cold", seen: "", ...more };
+}
+
 function worker(more: Partial<WorkerVersion> = {}): WorkerVersion {
+  const spec = WorkerSpec.parse({ module: { code: "export default {}" } });
   return {
     ...{ name: "hello", version: 2, current: true, state: "cold" as const, spec },
     ...{ createdAt: "2026-01-31T12:00:00.000Z", ...more },
   };
 }
 
-/** A gateway that shows these one after the other, the last one for good. */
+/** A gateway that shows these one after the other, each as soon as it is asked for what comes after the one before. */
 class Shown {
   readonly current: number[] = [];
-  looks = 0;
-  readonly #versions: WorkerVersion[];
+  /** What it was asked for. */
+  readonly asked: { after?: string | undefined; waitMs?: number | undefined }[] = [];
+  readonly #shown: WorkerStatus[];
 
-  constructor(...versions: Partial<WorkerVersion>[]) {
-    this.#versions = versions.map(worker);
+  constructor(...shown: Partial<WorkerStatus>[]) {
+    this.#shown = shown.map((each, index) => status({ seen: String(index), ...each }));
   }
 
   async get(): Promise<WorkerVersion> {
-    return this.#versions[Math.min(this.looks++, this.#versions.length - 1)]!;
+    return worker(this.#shown[0]);
+  }
+
+  async state(_name: string, query: { after?: string | undefined; waitMs?: number | undefined }) {
+    const { after, waitMs } = query;
+    this.asked.push({ after, waitMs });
+    const next = this.#shown[after === undefined ? 0 : Number(after) + 1];
+    if (next) return next;
+    await new Promise((resolve) => setTimeout(resolve, waitMs));
+    return this.#shown.at(-1)!;
   }
 
   async setCurrent(name: string, version: number): Promise<WorkerVersion> {
@@ -36,54 +50,55 @@ class Shown {
 }
 
 const timeoutMs = 5000;
+const deployed = { name: "hello", version: 2 };
 
 describe("untilSettled()", () => {
-  test("asks nothing when the version is ready", async () => {
-    const gateway = new Shown({});
-    const ready = worker({ state: "ready" });
-    expect(await untilSettled(gateway, ready, { timeoutMs })).toBe(ready);
-    expect(gateway.looks).toBe(0);
+  test("asks once when the version is ready, or has failed", async () => {
+    for (const state of ["ready", "failed"] as const) {
+      const gateway = new Shown({ state });
+      expect(await untilSettled(gateway, deployed, { timeoutMs })).toMatchObject({ state });
+      expect(gateway.asked).toEqual([{ after: undefined, waitMs: undefined }]);
+    }
   });
 
-  test("tells each step once", async () => {
-    const step = { state: "preparing" as const, step: "booting" };
-    const gateway = new Shown(step, step, { state: "ready" });
+  test("tells each step, and asks for what comes after it", async () => {
     const steps: string[] = [];
-    await untilSettled(gateway, worker(), { timeoutMs, onStep: (text) => steps.push(text) });
-    expect(steps).toEqual(["booting"]);
-  });
-
-  test("takes a failure from before the deployment for none", async () => {
-    const failed = { state: "failed" as const, error };
-    const gateway = new Shown(failed, { state: "preparing" }, { state: "ready" });
-    expect(await untilSettled(gateway, worker(failed), { timeoutMs })).toMatchObject({ state: "ready" });
-    const again = new Shown(failed, { state: "preparing" }, failed);
-    expect(await untilSettled(again, worker(failed), { timeoutMs })).toMatchObject(failed);
-    // Nobody has begun anew.
-    const stays = new Shown(failed);
-    expect(await untilSettled(stays, worker(failed), { timeoutMs, staleMs: 200 })).toMatchObject(failed);
+    const preparing = { state: "preparing" as const };
+    const gateway = new Shown(
+      preparing,
+      { ...preparing, step: "booting" },
+      { ...preparing, step: "booting", current: false },
+      { ...preparing, step: "freezing" },
+      { state: "failed", error },
+    );
+    const settled = await untilSettled(gateway, deployed, { timeoutMs, onStep: (text) => steps.push(text) });
+    expect(settled).toMatchObject({ state: "failed", error });
+    expect(steps).toEqual(["booting", "freezing"]);
+    expect(gateway.asked.map(({ after }) => after)).toEqual([undefined, "0", "1", "2", "3"]);
+    for (const { waitMs } of gateway.asked.slice(1)) expect(waitMs).toBeWithin(1, timeoutMs + 1);
+    expect(gateway.current).toEqual([]);
   });
 
   test("brings a version to mind that nothing is done for, unless another one is current", async () => {
-    const cold = new Shown({}, {}, { state: "ready" });
-    await untilSettled(cold, worker(), { timeoutMs, coldMs: 200 });
+    const cold = new Shown({}, { state: "preparing" }, { state: "ready" });
+    await untilSettled(cold, deployed, { timeoutMs });
     expect(cold.current).toEqual([2]);
-    const other = new Shown({ current: false }, { current: false }, { state: "ready" });
-    await untilSettled(other, worker(), { timeoutMs, coldMs: 0 });
+    const other = new Shown({ current: false }, { state: "ready" });
+    await untilSettled(other, deployed, { timeoutMs });
     expect(other.current).toEqual([]);
   });
 
-  test("ends with NOT_READY in time, and with the caller's signal", async () => {
-    const late = await rejection(untilSettled(new Shown({}), worker(), { timeoutMs: 100 }));
-    expect(late).toMatchObject({ code: "NOT_READY", message: "hello@2 is not ready after 0.1 s (cold)" });
-    const signal = AbortSignal.timeout(50);
-    await rejection(untilSettled(new Shown({}), worker(), { timeoutMs, signal }));
-    expect(signal.aborted).toBe(true);
+  test("ends with NOT_READY in time", async () => {
+    const gateway = new Shown({ state: "preparing", step: "booting" });
+    const late = await rejection(untilSettled(gateway, deployed, { timeoutMs: 100 }));
+    const message = "hello@2 is not ready after 0.1 s (preparing: booting)";
+    expect(late).toMatchObject({ code: "NOT_READY", message });
+    expect(gateway.asked.length).toBeLessThan(5);
   });
 });
 
 describe("failureOf()", () => {
-  const failed = worker({ state: "failed", error });
+  const failed = status({ state: "failed", error });
 
   test("leaves alone what somebody else has deployed meanwhile", async () => {
     const gateway = new Shown({ version: 3 });
@@ -102,7 +117,7 @@ describe("failureOf()", () => {
   });
 
   test("keeps the hint of what failed", async () => {
-    const hinted = worker({
+    const hinted = status({
       state: "failed",
       error: { code: "TASK_FAILED", message: "oom", hint: "more memory" },
     });

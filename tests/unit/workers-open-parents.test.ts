@@ -1,5 +1,5 @@
 import { describe, expect, test } from "bun:test";
-import { type Forkable, OpenParents } from "../../runtime/workers/open-parents.ts";
+import { type Forkable, OpenParents, type OpenParentsOptions } from "../../runtime/workers/open-parents.ts";
 import { shellShares } from "../../runtime/workers/shell-shares.ts";
 
 class FakeParent implements Forkable {
@@ -18,7 +18,7 @@ class FakeParent implements Forkable {
 }
 
 /** Open parents of these families, each used once, in this order. */
-function open(families: string[], options = { budget: 3, shells: 2 }) {
+function open(families: string[], options: OpenParentsOptions = { budget: 3, shells: 2 }) {
   const parents = new OpenParents<FakeParent>(options);
   const fakes: Record<string, FakeParent> = {};
   const add = (family: string) => {
@@ -39,6 +39,17 @@ describe("OpenParents", () => {
     expect(parents.imageOf("b")).toBeUndefined();
     expect(parents.hold("b")).toBeUndefined();
     expect(parents.imageOf("a")).toBe("image of a");
+  });
+
+  test("tells when a family has a parent, and when it has none any more", () => {
+    const changes: string[] = [];
+    const onChange = (family: string) => changes.push(`${family} ${parents.imageOf(family) ?? "none"}`);
+    const { parents, add, fakes } = open([], { budget: 2, shells: 2, onChange });
+    for (const family of ["a", "b", "c"]) add(family);
+    expect(changes).toEqual(["a image of a", "b image of b", "a none", "c image of c"]);
+    fakes.b!.intact = false;
+    expect(parents.hold("b")).toBeUndefined();
+    expect(changes.slice(4)).toEqual(["b none"]);
   });
 
   test("closes none that is in use, and makes up for it when it is not any more", () => {
