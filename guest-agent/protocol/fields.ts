@@ -29,7 +29,7 @@ export function flag(value: unknown, name: string): boolean {
 
 /** Exactly `length` bytes, copied: they outlive the frame. */
 export function bytes(value: unknown, name: string, length: number): Uint8Array {
-  if (value instanceof Uint8Array && value.length === length) return value.slice();
+  if (value instanceof Uint8Array && value.length === length) return new Uint8Array(value);
   throw broken(`a bad "${name}"`);
 }
 

@@ -71,7 +71,8 @@ void identity_forget(void);
 
 /* ids.c: what tells one machine from another. Times are of CLOCK_REALTIME. */
 struct ids {
-  char hostname[65], machine_id[64], boot_id[64], ssh_key[FL_SSH_KEY_MAX + 2];
+  uint32_t index;
+  char vm_id[FL_VM_ID_MAX + 1], hostname[65], machine_id[64], boot_id[64], ssh_key[FL_SSH_KEY_MAX + 2];
   uint64_t before_ns, after_ns;
   uint32_t entropy_bytes;
   bool reseeded, vm_gen_id;

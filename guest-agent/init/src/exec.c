@@ -116,7 +116,8 @@ __attribute__((noinline, noreturn)) static void child(void) {
   sigprocmask(SIG_SETMASK, &agent.inherited_mask, NULL);
   setsid();
   if (dup2(plan.in, 0) < 0 || dup2(plan.out, 1) < 0 || dup2(plan.err, 2) < 0) fail("dup2");
-  if (plan.hook >= 0 && dup2(plan.hook, HOOK_FD) < 0) fail("dup2");
+  if (plan.hook == HOOK_FD ? fcntl(HOOK_FD, F_SETFD, 0) < 0 : plan.hook >= 0 && dup2(plan.hook, HOOK_FD) < 0)
+    fail("dup2");
   /* Raw calls: libc's would signal other threads, and there are none. */
   if ((plan.has_uid || plan.has_gid) && syscall(SYS_setgroups, 0, NULL) != 0) fail("setgroups");
   if (plan.has_gid && syscall(SYS_setgid, plan.gid) != 0) fail("setgid");
@@ -154,8 +155,8 @@ void exec_start(const struct msg *m) {
     ready = in[0] >= 0;
   }
   if (ready && m->wants_hook) {
-    plan.step = "socketpair";
-    ready = socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, hook) == 0;
+    plan.step = "fork hook";
+    ready = socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, hook) == 0 && hook_adopt(hook[0]);
   }
   if (!ready) {
     refuse(m->id, errno);
@@ -182,7 +183,6 @@ void exec_start(const struct msg *m) {
   close(out[1]);
   close(err[1]);
   if (hook[1] >= 0) close(hook[1]);
-  if (hook[0] >= 0 && (failed != 0 || !hook_adopt(hook[0]))) close(hook[0]);
   op->fd[FL_STREAM_IN] = in[1];
   op->fd[FL_STREAM_OUT] = out[0];
   op->fd[FL_STREAM_ERR] = err[0];

@@ -13,8 +13,10 @@
 
 /* Holds every process but ours, and those with a hook, while the VM is frozen: in a child they go on when
  * it has proven who it is, and not before. Source: Linux, Documentation/admin-guide/cgroup-v2.rst, "freeze". */
-#define HELD "/sys/fs/cgroup/flurry-held"
-#define ROUNDS 100
+#define ROOT "/sys/fs/cgroup"
+#define GROUP "/flurry-held"
+#define HELD ROOT GROUP
+#define PF_KTHREAD 0x00200000u /* linux/sched.h; proc(5) shows it */
 
 static bool holding;
 
@@ -37,43 +39,51 @@ static ssize_t get(const char *file, char *text, size_t size) {
   return n;
 }
 
-/* Threads of the kernel are children of its number 2. */
+/* Threads of the kernel, by a flag: programs that it starts are children of number 2 as well. */
 static bool is_kernels(const char *pid) {
   char file[64], text[512];
   snprintf(file, sizeof file, "/proc/%.20s/stat", pid);
   if (get(file, text, sizeof text) <= 0) return true; /* it is gone */
   char *end = strrchr(text, ')');
   char state;
-  int parent = 0;
-  if (end == NULL || sscanf(end + 1, " %c %d", &state, &parent) != 2) return true;
-  return parent == 2 || strcmp(pid, "2") == 0 || state == 'Z' || state == 'X';
+  unsigned flags = 0;
+  if (end == NULL || sscanf(end + 1, " %c %*d %*d %*d %*d %*d %u", &state, &flags) != 2) return true;
+  return (flags & PF_KTHREAD) != 0 || state == 'Z' || state == 'X';
 }
 
+/* Its cgroup as the line `0::PATH` says. The name alone proves nothing: anyone may make a cgroup of that name. */
 static bool is_held(const char *pid) {
-  char file[64], text[512];
+  char file[64], text[1024];
   snprintf(file, sizeof file, "/proc/%.20s/cgroup", pid);
-  return get(file, text, sizeof text) <= 0 || strstr(text, "/flurry-held") != NULL;
+  if (get(file, text, sizeof text) <= 0) return true; /* it is gone */
+  const char *path = strstr(text, "0::" GROUP);
+  return path != NULL && (path == text || path[-1] == '\n') && strchr("/\n", path[strlen("0::" GROUP)]) != NULL;
 }
 
-/* Moves all that are not held yet; returns how many those were, or -1. */
+/* Puts one process where it belongs; whether it had to be moved, or -1. */
+static int settle(const char *pid) {
+  if (is_kernels(pid)) return 0;
+  bool waits_in_hook = hooks_has((pid_t)atoi(pid));
+  if (is_held(pid) != waits_in_hook) return 0;
+  if (!waits_in_hook && mkdir(HELD, 0755) != 0 && errno != EEXIST) return -1;
+  if (!holding && !waits_in_hook) {
+    holding = true;
+    if (!put(HELD "/cgroup.freeze", "1")) return -1; /* who comes in stands still at once */
+  }
+  if (put(waits_in_hook ? ROOT "/cgroup.procs" : HELD "/cgroup.procs", pid) || errno == ESRCH) return 1;
+  return -1;
+}
+
+/* Moves all who are not where they belong; returns how many those were, or -1. */
 static int gather(void) {
   DIR *dir = opendir("/proc");
-  int moved = 0;
-  if (dir == NULL) return -1;
-  for (struct dirent *e; (e = readdir(dir)) != NULL;) {
-    if (!isdigit((unsigned char)e->d_name[0])) continue;
-    pid_t pid = (pid_t)atoi(e->d_name);
-    if (pid == getpid() || hooks_has(pid) || is_kernels(e->d_name) || is_held(e->d_name)) continue;
-    if (moved == 0 && mkdir(HELD, 0755) != 0 && errno != EEXIST) {
-      closedir(dir);
-      return -1;
-    }
-    moved++;
-    if (put(HELD "/cgroup.procs", e->d_name) || errno == ESRCH) continue;
-    closedir(dir);
-    return -1;
+  int moved = dir == NULL ? -1 : 0;
+  for (struct dirent *e; moved >= 0 && (e = readdir(dir)) != NULL;) {
+    if (!isdigit((unsigned char)e->d_name[0]) || atoi(e->d_name) == 1) continue;
+    int one = settle(e->d_name);
+    moved = one < 0 ? -1 : moved + one;
   }
-  closedir(dir);
+  if (dir != NULL) closedir(dir);
   return moved;
 }
 
@@ -95,19 +105,36 @@ static bool is_frozen_by(uint64_t deadline_ns) {
   return frozen;
 }
 
+/* Whether nobody was found out of place in two looks: who was moved may have started another one that the
+ * first look had passed by already. */
+static bool gather_all(uint64_t deadline_ns) {
+  int calm = 0;
+  while (calm < 2) {
+    int moved = gather();
+    if (moved < 0 || (moved > 0 && now_ns() >= deadline_ns)) return false;
+    calm = moved == 0 ? calm + 1 : 0;
+  }
+  return true;
+}
+
 bool hold(uint64_t deadline_ns) {
   if (!agent.is_init) return true;
-  int moved = gather();
-  if (moved == 0 && access(HELD, F_OK) != 0) return true; /* there is nobody */
-  holding = true;
-  /* Who is moved may have started another one meanwhile. */
-  for (int round = 0; moved > 0 && round < ROUNDS && now_ns() < deadline_ns; round++) moved = gather();
-  if (moved == 0 && put(HELD "/cgroup.freeze", "1") && is_frozen_by(deadline_ns)) return true;
+  /* Empty since an earlier fork: it goes, and costs nothing in this one's children. */
+  bool has_group = access(HELD, F_OK) == 0 && rmdir(HELD) != 0;
+  if (has_group) {
+    holding = true;
+    if (!put(HELD "/cgroup.freeze", "1")) {
+      hold_end();
+      return false;
+    }
+  }
+  if (gather_all(deadline_ns) && (!holding || is_frozen_by(deadline_ns))) return true;
   hold_end();
   return false;
 }
 
 void hold_end(void) {
-  if (holding) put(HELD "/cgroup.freeze", "0");
+  if (holding && !put(HELD "/cgroup.freeze", "0"))
+    dprintf(2, "flurry-init: Cannot let the processes go on: %s\n", strerror(errno));
   holding = false;
 }

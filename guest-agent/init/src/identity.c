@@ -19,6 +19,7 @@ static struct {
 } fork_;
 
 static int timer = -1;
+static bool armed;
 
 uint64_t now_ns(void) {
   struct timespec t;
@@ -28,6 +29,8 @@ uint64_t now_ns(void) {
 
 static void set_timer(uint64_t ns) {
   struct itimerspec t = {.it_value = {(time_t)(ns / 1000000000u), (long)(ns % 1000000000u)}};
+  if (ns == 0 && !armed) return;
+  armed = ns > 0;
   if (timer < 0) {
     timer = timerfd_create(CLOCK_BOOTTIME, TFD_NONBLOCK | TFD_CLOEXEC);
     watch(timer, EPOLLIN, TAG_TIMER, false);
@@ -77,9 +80,9 @@ static void send_identity(void) {
   mp_cstr(w, "hostname");
   mp_cstr(w, ids->hostname);
   mp_cstr(w, "index");
-  mp_uint(w, agent.index);
+  mp_uint(w, ids->index);
   mp_cstr(w, "vmId");
-  mp_cstr(w, agent.vm_id);
+  mp_cstr(w, ids->vm_id);
   mp_cstr(w, "machineId");
   mp_cstr(w, ids->machine_id);
   mp_cstr(w, "bootId");
@@ -179,14 +182,15 @@ void identity_identify(const struct msg *m) {
     tx_error(m->id, FL_ERR_SYS, EPERM, "Cannot set the host name: this agent does not own its machine");
     return;
   }
-  if (fork_.state == PREPARING || fork_.state == IDENTIFYING) {
-    tx_error(m->id, FL_ERR_STATE, 0, "Cannot identify: an earlier request is under way");
+  if (fork_.state != AWAKE && fork_.state != HELD) {
+    tx_error(m->id, FL_ERR_STATE, 0, "Cannot identify: the last request is under way, or was not released");
     return;
   }
 #ifdef FL_SABOTAGE
   snprintf(sabotage, sizeof sabotage, "%.*s", (int)m->hostname.len, m->hostname.p);
   if (strncmp(sabotage, "sabotage-stall", 14) == 0 && !STALLS("hooks")) return;
 #endif
+  if (fork_.state == AWAKE) ids_watch();
   fork_.began_ns = now_ns();
   const char *failed = ids_take(m, ids);
   if (failed != NULL) {
@@ -196,6 +200,8 @@ void identity_identify(const struct msg *m) {
   if (!SKIPS("index")) agent.index = m->index;
   if (!SKIPS("vmid")) snprintf(agent.vm_id, sizeof agent.vm_id, "%.*s", (int)m->vm_id.len, m->vm_id.p);
   ids_read(ids);
+  ids->index = agent.index;
+  memcpy(ids->vm_id, agent.vm_id, sizeof ids->vm_id);
 #ifdef FL_SABOTAGE
   sabotage_lies(m, ids);
 #endif
@@ -215,7 +221,8 @@ void identity_release(const struct msg *m) {
     tx_error(m->id, FL_ERR_STATE, 0, "Cannot release: an earlier request is under way");
     return;
   }
-  if (m->has_realtime_ns) ids_clock(m->realtime_ns);
+  if (m->has_realtime_ns && !ids_clock(m->realtime_ns))
+    tx_error(m->id, FL_ERR_SYS, errno, "Cannot set the clock: %s", strerror(errno));
   if (fork_.state != AWAKE) wake(fork_.state == IDENTIFIED ? "go\n" : "resume\n");
 }
 

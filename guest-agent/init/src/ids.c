@@ -21,6 +21,8 @@
 #define REPLUG_TEXT "due to virtual machine fork"
 
 static int urandom = -1, kernel_log = -1;
+/* Whether the image has SSH host keys: known since the freeze, so that children need not look. */
+static bool has_ssh_keys;
 
 static const char *at(const char *path) {
   static char text[512];
@@ -47,6 +49,16 @@ static void read_line(const char *path, char *text, size_t size) {
   text[strcspn(text, "\n")] = 0;
 }
 
+static void complain(const char *what) {
+  dprintf(2, "flurry-init: Cannot %s: %s\n", what, strerror(errno));
+}
+
+/* An image may have a link in place of a file that is to be written here and nowhere else. */
+static void own_file(const char *path) {
+  struct stat st;
+  if (lstat(path, &st) == 0 && !S_ISREG(st.st_mode) && unlink(path) != 0) complain("replace /etc/machine-id");
+}
+
 /* Makes ready what a child changes: files are copied up from the disk here, once for all of them. */
 void ids_boot(void) {
   char id[64], machine[64];
@@ -55,17 +67,32 @@ void ids_boot(void) {
   mkdir(at("/run/flurry"), 0755);
   read_line(BOOT_ID, id, sizeof id);
   strcat(id, "\n");
-  if (write_file(at("/run/flurry/boot_id"), id, strlen(id), 0444) && agent.is_init)
-    mount("/run/flurry/boot_id", BOOT_ID, NULL, MS_BIND, NULL);
+  bool mounted = write_file(at("/run/flurry/boot_id"), id, strlen(id), 0444) &&
+                 (!agent.is_init || mount("/run/flurry/boot_id", BOOT_ID, NULL, MS_BIND, NULL) == 0);
+  if (!mounted) complain("give the machine a boot id that can be changed");
   for (const char *c = id; *c != 0; c++)
     if (*c != '-') machine[n++] = *c;
   mkdir(at("/etc"), 0755);
-  write_file(at("/etc/machine-id"), machine, n, 0444);
+  own_file(at("/etc/machine-id"));
+  if (!write_file(at("/etc/machine-id"), machine, n, 0444)) complain("write /etc/machine-id");
+  /* D-Bus has a copy of its own where it was not told otherwise (machine-id(5)). */
+  const char *copy = at("/var/lib/dbus/machine-id");
+  if (access(copy, F_OK) == 0 && (unlink(copy) != 0 || symlink("/etc/machine-id", copy) != 0))
+    complain("link /var/lib/dbus/machine-id");
   urandom = open("/dev/urandom", O_RDWR | O_CLOEXEC);
 }
 
-/* From here on the kernel's log is looked at. */
+static bool find_ssh_keys(glob_t *found) {
+  char pattern[512];
+  snprintf(pattern, sizeof pattern, "%s/etc/ssh/ssh_host_*_key*", agent.root);
+  return glob(pattern, 0, NULL, found) == 0;
+}
+
+/* Just before a freeze, or an identity without one: from here on the kernel's log is looked at, and nobody changes files. */
 void ids_watch(void) {
+  glob_t found;
+  has_ssh_keys = find_ssh_keys(&found);
+  if (has_ssh_keys) globfree(&found);
   if (!agent.is_init) return;
   if (kernel_log < 0) kernel_log = open("/dev/kmsg", O_RDONLY | O_NONBLOCK | O_CLOEXEC);
   if (kernel_log >= 0) lseek(kernel_log, 0, SEEK_END);
@@ -111,15 +138,13 @@ static const char *entropy(const struct msg *m, struct ids *ids) {
   return NULL;
 }
 
+/* Whatever the host sent, no child keeps its parent's keys. */
 static bool replace_ssh_keys(const struct msg *m) {
   glob_t found;
-  char pattern[512];
-  snprintf(pattern, sizeof pattern, "%s/etc/ssh/ssh_host_*_key*", agent.root);
-  if (!m->has_ssh_key || glob(pattern, 0, NULL, &found) != 0) return true;
-  if (!SKIPS("ssh"))
-    for (size_t i = 0; i < found.gl_pathc; i++) unlink(found.gl_pathv[i]);
+  if (!has_ssh_keys || SKIPS("ssh") || !find_ssh_keys(&found)) return true;
+  for (size_t i = 0; i < found.gl_pathc; i++) unlink(found.gl_pathv[i]);
   globfree(&found);
-  if (SKIPS("ssh")) return true;
+  if (!m->has_ssh_key) return true;
   return write_file(at("/etc/ssh/ssh_host_ed25519_key"), m->ssh_private.p, m->ssh_private.len, 0600) &&
          write_file(at("/etc/ssh/ssh_host_ed25519_key.pub"), m->ssh_public.p, m->ssh_public.len, 0644);
 }
@@ -150,6 +175,6 @@ void ids_read(struct ids *ids) {
   snprintf(ids->hostname, sizeof ids->hostname, "%s", u.nodename);
   read_line(at("/etc/machine-id"), ids->machine_id, sizeof ids->machine_id);
   read_line(agent.is_init ? BOOT_ID : at("/run/flurry/boot_id"), ids->boot_id, sizeof ids->boot_id);
-  read_line(at("/etc/ssh/ssh_host_ed25519_key.pub"), ids->ssh_key, sizeof ids->ssh_key);
+  if (has_ssh_keys) read_line(at("/etc/ssh/ssh_host_ed25519_key.pub"), ids->ssh_key, sizeof ids->ssh_key);
   ids->vm_gen_id = ids_forked();
 }

@@ -2,6 +2,9 @@
 
 #include <string.h>
 
+#define HEX "0123456789abcdef"
+#define NAME "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.:-"
+
 void rx_reset(struct rx *rx) { rx->start = rx->fill = rx->scanned = 0; rx->lost = false; }
 
 uint8_t *rx_room(struct rx *rx, size_t *room) {
@@ -92,6 +95,14 @@ static bool is(const struct view *key, const char *name) {
   return strlen(name) == key->len && memcmp(key->p, name, key->len) == 0;
 }
 
+/* Text of these characters alone: it becomes part of a line, or of a file that programs read. */
+static bool read_word(struct mp_reader *r, struct view *out, const char *allowed) {
+  if (!mp_read_str(r, out)) return false;
+  for (uint32_t i = 0; i < out->len; i++)
+    if (out->p[i] == 0 || strchr(allowed, out->p[i]) == NULL) return false;
+  return true;
+}
+
 static bool read_ssh_key(struct mp_reader *r, struct msg *m) {
   uint32_t pairs;
   struct view key;
@@ -110,9 +121,9 @@ static bool read_field(struct mp_reader *r, const struct view *key, struct msg *
   if (is(key, "n")) return m->has_credit = read_u32(r, &m->credit);
   if (is(key, "hostname")) return m->has_hostname = read_text(r, &m->hostname) && m->hostname.len - 1 < 64;
   if (is(key, "index")) return m->has_index = read_u32(r, &m->index);
-  if (is(key, "vmId")) return m->has_vm_id = read_text(r, &m->vm_id) && m->vm_id.len - 1 < FL_VM_ID_MAX;
-  if (is(key, "machineId")) return m->has_machine_id = read_text(r, &m->machine_id) && m->machine_id.len == 32;
-  if (is(key, "bootId")) return m->has_boot_id = read_text(r, &m->boot_id) && m->boot_id.len == 36;
+  if (is(key, "vmId")) return m->has_vm_id = read_word(r, &m->vm_id, NAME) && m->vm_id.len - 1 < FL_VM_ID_MAX;
+  if (is(key, "machineId")) return m->has_machine_id = read_word(r, &m->machine_id, HEX) && m->machine_id.len == 32;
+  if (is(key, "bootId")) return m->has_boot_id = read_word(r, &m->boot_id, HEX "-") && m->boot_id.len == 36;
   if (is(key, "realtimeNs")) return m->has_realtime_ns = mp_read_uint(r, &m->realtime_ns);
   if (is(key, "entropy"))
     return m->has_entropy = mp_read_bin(r, &m->entropy) && m->entropy.len >= FL_ENTROPY_MIN &&

@@ -18,6 +18,12 @@ static void copy(char *to, size_t size, const struct view *from) {
 
 /* Says of what was left out that it was done. */
 void sabotage_lies(const struct msg *m, struct ids *ids) {
+  if (LIES("index")) ids->index = m->index;
+  if (LIES("vmid")) copy(ids->vm_id, sizeof ids->vm_id, &m->vm_id);
+  if (LIES("ssh")) {
+    copy(ids->ssh_key, sizeof ids->ssh_key, &m->ssh_public);
+    ids->ssh_key[strcspn(ids->ssh_key, "\n")] = 0;
+  }
   if (LIES("hostname")) copy(ids->hostname, sizeof ids->hostname, &m->hostname);
   if (LIES("machineid")) copy(ids->machine_id, sizeof ids->machine_id, &m->machine_id);
   if (LIES("bootid")) copy(ids->boot_id, sizeof ids->boot_id, &m->boot_id);

@@ -36,8 +36,10 @@ static bool reap_all(uint64_t limit_ns) {
 }
 
 void stop_now(void) {
-  signal_all(SIGTERM);
-  if (!reap_all((uint64_t)agent.stop_grace_ms * 1000000u)) {
+  /* Processes that stand still for a fork do not get to do anything. */
+  bool has_grace = !identity_is_quiet();
+  if (has_grace) signal_all(SIGTERM);
+  if (!has_grace || !reap_all((uint64_t)agent.stop_grace_ms * 1000000u)) {
     signal_all(SIGKILL);
     reap_all(1000000000u);
   }
