@@ -3,7 +3,10 @@ import { mkdirSync, rmSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { describeError, FlurryError } from "../../errors/errors.ts";
 import type { WorkerSpec, WorkerVersion } from "../../runtime/api/mod.ts";
+import type { GatewayRuntime } from "../../runtime/gateway/context.ts";
 import type { Readiness } from "../../runtime/jobs/ports.ts";
+import { noFigures } from "../../runtime/workers/js/request-figures.ts";
+import { WorkerLogs } from "../../runtime/workers/js/worker-logs.ts";
 import { type CliOptions, type CliResult, CliSandbox, eventsOf } from "../support/cli.ts";
 import { GatewaySandbox } from "../support/gateway-sandbox.ts";
 import { ScriptedRuntime } from "../support/scripted-runtime.ts";
@@ -51,6 +54,18 @@ function load(_family: string, { module }: WorkerSpec): void {
   if (module.code.includes("no room")) throw new FlurryError("NO_SPACE", "The disk is full");
 }
 
+/** Calls `scheduled()` of workers, which fails for the cron of each midnight. */
+const requests: GatewayRuntime["requests"] = {
+  handle: () => Promise.reject(new Error("This runtime answers no requests")),
+  scheduled: async (_worker, { cron }) => ({
+    ...{ vm: "vm-1", ms: 5 },
+    ...(cron === "0 0 * * *" && { error: { code: "TASK_FAILED", message: "boom" } }),
+  }),
+  remove: () => undefined,
+  figures: noFigures,
+  logs: new WorkerLogs(),
+};
+
 const good = 'export default { fetch: () => new Response("VERSION") };\n';
 const bad = 'export default { setup() { throw new Error("boom"); }, fetch: () => new Response() };\n';
 
@@ -59,7 +74,8 @@ let gateway: GatewaySandbox;
 
 beforeAll(async () => {
   cli = new CliSandbox();
-  gateway = await GatewaySandbox.open({ runtime: () => new LoadingRuntime({ prepare: load }) });
+  const runtime = Object.assign(new LoadingRuntime({ prepare: load }), { requests });
+  gateway = await GatewaySandbox.open({ runtime: () => runtime });
 });
 
 afterAll(async () => {
@@ -266,6 +282,23 @@ describe("flurry worker", () => {
     expect(none.status).toBe(2);
     expect(none.stderr).toContain("There is no version to use before turned@1");
     expect((await flurry(["worker", "rollback", "nobody"])).stderr).toContain("WORKER_NOT_FOUND");
+  });
+
+  test("trigger calls scheduled() and tells how it went", async () => {
+    write({ "worker.ts": good });
+    await flurry(["deploy", "worker.ts", "--name", "called", "--cron", "*/5 * * * *"]);
+    const called = await flurry(["worker", "trigger", "called"]);
+    expect(called).toMatchObject({ status: 0, stdout: "scheduled() of called@1 ran in vm-1 for 5 ms\n" });
+    const failed = await flurry(["worker", "trigger", "called", "--cron", "0 0 * * *", "--json"]);
+    expect(failed.status).toBe(4);
+    expect(eventsOf(failed)).toMatchObject([
+      { event: "scheduled", cron: "0 0 * * *", outcome: "failed", vm: "vm-1" },
+      { event: "error", code: "TASK_FAILED", message: "scheduled() of called@1 failed: boom" },
+    ]);
+    const logs = await flurry(["worker", "logs", "called"]);
+    expect(logs.stdout).toMatch(
+      / \[gateway\] scheduled\(\) for "0 0 \* \* \*" at .* failed: boom \(TASK_FAILED\)\n$/,
+    );
   });
 
   test("ls shows modules beside commands", async () => {

@@ -37,7 +37,12 @@ function writeWorker(greeting: string): void {
       throw new Error("it went wrong");
     });
     app.post("/echo", async (c) => c.body(await c.req.arrayBuffer()));
-    export default app;`,
+    export default Object.assign(app, {
+      scheduled({ cron }: { cron: string }) {
+        if (cron === "boom") throw new Error("it went wrong at night");
+        console.log("called for", cron, ++asked);
+      },
+    });`,
   );
 }
 
@@ -65,6 +70,10 @@ describe("flurry dev", () => {
     expect(await Promise.all([textOf(url), textOf(url)])).toEqual(["Hello 1", "Hello 1"]);
     await run.until(/\{"event":"log","vm":"vm-[0-9a-f]+","level":"info","text":"asked for the greeting"\}/);
     expect(await textOf(`${url}/name`)).toBe('{"name":"World"}');
+    expect(await textOf(`${url}/__scheduled?cron=0+3+*+*+*`)).toMatch(/^scheduled\(\) ran in vm-/);
+    await run.until(/"text":"called for 0 3 \* \* \* 1"/);
+    expect((await fetch(`${url}/__scheduled?cron=boom`)).status).toBe(502);
+    await run.until(/Error: it went wrong at night\\n.*worker\.ts:/);
     const body = crypto.getRandomValues(new Uint8Array(60_000));
     const echoed = await fetch(`${url}/echo`, { method: "POST", body });
     expect(Buffer.from(await echoed.arrayBuffer()).equals(Buffer.from(body))).toBe(true);
