@@ -1,4 +1,4 @@
-import type { KeyLimits, Scope } from "../api/mod.ts";
+import type { KeyLimits, ScheduledRun, Scope } from "../api/mod.ts";
 import type { Clock } from "../clock.ts";
 import type { Dispatcher } from "../jobs/dispatcher.ts";
 import type { Jobs } from "../jobs/jobs.ts";
@@ -9,7 +9,6 @@ import type { ServedVersion, ServeOptions } from "../workers/js/js-services.ts";
 import type { RequestFigures } from "../workers/js/request-figures.ts";
 import type { WorkerLogs } from "../workers/js/worker-logs.ts";
 import type { GatewayMetrics } from "./metrics.ts";
-import type { Schedules } from "./schedules.ts";
 import type { StreamPace } from "./stream-pace.ts";
 import type { WebhookGuard } from "./webhook-guard.ts";
 import type { WorkerHosts } from "./worker-hosts.ts";
@@ -23,6 +22,11 @@ export interface WorkerRequests {
   readonly logs: Pick<WorkerLogs, "read" | "onAppend" | "note">;
 }
 
+/** Calls `scheduled()` of workers by hand: `Schedules`. */
+export interface WorkerTriggers {
+  trigger(name: string, cron: string | undefined, signal: AbortSignal): Promise<ScheduledRun>;
+}
+
 /** What runs tasks, and answers requests if it can. */
 export type GatewayRuntime = TaskRuntime & { readonly requests?: WorkerRequests | undefined };
 
@@ -33,7 +37,7 @@ export interface GatewayContext {
   dispatcher: Dispatcher;
   runtime: GatewayRuntime;
   hosts: WorkerHosts;
-  schedules: Schedules;
+  schedules: WorkerTriggers;
   clock: Clock;
   /** Aborted when the gateway ends: open streams end then. */
   signal: AbortSignal;

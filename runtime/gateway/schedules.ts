@@ -6,7 +6,7 @@ import { classOf, failureOf } from "../jobs/next-step.ts";
 import type { Store } from "../jobs/ports.ts";
 import type { After } from "../jobs/timer.ts";
 import type { ScheduledEnd } from "../workers/js/js-scheduled.ts";
-import type { WorkerRequests } from "./context.ts";
+import type { WorkerRequests, WorkerTriggers } from "./context.ts";
 import { CronTimer } from "./cron-timer.ts";
 import type { GatewayMetrics } from "./metrics.ts";
 import type { WorkerHosts } from "./worker-hosts.ts";
@@ -41,7 +41,7 @@ export interface SchedulesOptions {
  * each cron one call at a time. While one goes on the next times are skipped, and those at which no gateway
  * ran are not made up for.
  */
-export class Schedules implements AsyncDisposable {
+export class Schedules implements AsyncDisposable, WorkerTriggers {
   readonly #options: SchedulesOptions;
   readonly #timer: CronTimer;
   readonly #changes: Disposable;
