@@ -160,7 +160,10 @@ test("setup(), scheduled(), waitUntil() and task() get what they should", async 
     const seen = [];
     export default {
       async setup(ctx) { await Bun.sleep(5); seen.push(["setup", ctx.vm.generation, Object.keys(ctx.env).length]); },
-      scheduled(event, env, ctx) { ctx.waitUntil(Bun.sleep(5).then(() => seen.push(["scheduled", event.cron, event.scheduledTime]))); },
+      scheduled(event, env, ctx) {
+        if (event.cron === "boom") throw new Error("it is night");
+        ctx.waitUntil(Bun.sleep(5).then(() => seen.push(["scheduled", event.cron, event.scheduledTime])));
+      },
       fetch(request, env, ctx) {
         ctx.passThroughOnException();
         ctx.waitUntil(Bun.sleep(20).then(() => { seen.push("waited"); ctx.waitUntil(Bun.sleep(5).then(() => seen.push("again"))); }));
@@ -174,7 +177,14 @@ test("setup(), scheduled(), waitUntil() and task() get what they should", async 
   const warmed = await client.warm([{ method: "GET", url: "http://w/" }]);
   expect(warmed.requests).toMatchObject([{ status: 200, bytes: 5 }]);
   expect(warmed.setupMs).toBeGreaterThanOrEqual(4);
-  await client.scheduled({ cron: "0 0 * * *", time: 12345 });
+  const called = await client.scheduled({ cron: "0 0 * * *", time: 12345 });
+  expect(called).toEqual({ waited: 1, failed: 0, unsettled: 0 });
+  const boom = await rejection(client.scheduled({ cron: "boom", time: 1 }));
+  expect(boom).toMatchObject({
+    code: "TASK_FAILED",
+    message: expect.stringContaining("it is night"),
+    workerStack: expect.stringMatching(/Error: it is night\n.*scheduled/),
+  });
   const response = await client.fetch({ method: "GET", url: "http://w/" });
   expect(await response.done).toEqual({ waited: 3, failed: 1, unsettled: 0 });
   expect(await client.task({ deep: [1, "ä", null] }, { requestId: "mine" })).toEqual({
