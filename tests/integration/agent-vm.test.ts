@@ -47,6 +47,8 @@ describe("the agent as PID 1", () => {
           "/dev/pts:devpts",
           "/dev/shm:tmpfs",
           "/dev:devtmpfs",
+          "/etc/machine-id:tmpfs",
+          "/proc/sys/kernel/random/boot_id:tmpfs",
           "/proc:proc",
           "/run:tmpfs",
           "/sys/fs/cgroup:cgroup2",

@@ -79,7 +79,7 @@ struct ids {
   uint8_t draw[32];
 };
 void ids_boot(void);
-void ids_watch(void);
+void ids_watch(bool is_still);
 bool ids_forked(void);
 bool ids_clock(uint64_t ns);
 /* Takes an identity. NULL, or which step failed, with errno. */

@@ -131,7 +131,7 @@ static void quiesced(void) {
     wake("resume\n");
     return;
   }
-  ids_watch();
+  ids_watch(true);
   fork_.state = HELD;
   if (fork_.id == 0) return;
   struct mp_writer *w = tx_begin(FL_MSG_QUIESCED, fork_.id, 1);
@@ -190,7 +190,7 @@ void identity_identify(const struct msg *m) {
   snprintf(sabotage, sizeof sabotage, "%.*s", (int)m->hostname.len, m->hostname.p);
   if (strncmp(sabotage, "sabotage-stall", 14) == 0 && !STALLS("hooks")) return;
 #endif
-  if (fork_.state == AWAKE) ids_watch();
+  if (fork_.state == AWAKE) ids_watch(false);
   fork_.began_ns = now_ns();
   const char *failed = ids_take(m, ids);
   if (failed != NULL) {

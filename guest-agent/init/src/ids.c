@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/random.h>
 #include <sys/stat.h>
@@ -18,8 +19,18 @@
 #define RNDRESEEDCRNG _IO('R', 0x07)
 
 #define BOOT_ID "/proc/sys/kernel/random/boot_id"
+#define MACHINE_ID "/etc/machine-id"
 #define REPLUG_TEXT "due to virtual machine fork"
 
+/* Two ids are files in memory, mounted over the names by which programs know them: on an overlay a write costs
+ * a fresh child 20 ms. They are written through `file`, and read back through `name`. */
+struct id_file {
+  const char *name;
+  uint32_t size; /* with the end of its line */
+  int file, seen;
+  char *page; /* the file's memory: to write there, a child need not run the kernel's code for it first */
+};
+static struct id_file machine_id = {MACHINE_ID, 33, -1, -1, NULL}, boot_id = {BOOT_ID, 37, -1, -1, NULL};
 static int urandom = -1, kernel_log = -1;
 /* Whether the image has SSH host keys: known since the freeze, so that children need not look. */
 static bool has_ssh_keys;
@@ -40,11 +51,9 @@ static bool write_file(const char *path, const char *p, size_t len, mode_t mode)
   return all;
 }
 
-/* The first line of a file; empty if there is none. */
-static void read_line(const char *path, char *text, size_t size) {
-  int fd = open(path, O_RDONLY | O_CLOEXEC);
-  ssize_t n = fd >= 0 ? read(fd, text, size - 1) : -1;
-  if (fd >= 0) close(fd);
+/* What an open file says first, up to the end of a line; empty if it cannot be read. */
+static void read_line(int fd, char *text, size_t size) {
+  ssize_t n = fd >= 0 ? pread(fd, text, size - 1, 0) : -1;
   text[n > 0 ? n : 0] = 0;
   text[strcspn(text, "\n")] = 0;
 }
@@ -53,33 +62,74 @@ static void complain(const char *what) {
   dprintf(2, "flurry-init: Cannot %s: %s\n", what, strerror(errno));
 }
 
-/* An image may have a link in place of a file that is to be written here and nowhere else. */
-static void own_file(const char *path) {
+/* Where there is a file to mount over: an image may lack it, or have a link that leads elsewhere. */
+static bool has_place(const char *path) {
   struct stat st;
-  if (lstat(path, &st) == 0 && !S_ISREG(st.st_mode) && unlink(path) != 0) complain("replace /etc/machine-id");
+  if (lstat(path, &st) == 0 && S_ISREG(st.st_mode)) return true;
+  unlink(path);
+  return write_file(path, "", 0, 0444);
 }
 
-/* Makes ready what a child changes: files are copied up from the disk here, once for all of them. */
+/* Writes an id for the first time; `id->name` shows it from then on. */
+static void id_begin(struct id_file *id, const char *path, const char *text) {
+  char file[512];
+  snprintf(file, sizeof file, "%s%s", agent.root, path);
+  id->file = open(file, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0444);
+  bool done = id->file >= 0 && pwrite(id->file, text, strlen(text), 0) == (ssize_t)strlen(text);
+  if (done && agent.is_init) done = mount(file, id->name, NULL, MS_BIND, NULL) == 0;
+  if (!done) complain(id->name);
+}
+
+/* Makes ready what a child changes. */
 void ids_boot(void) {
   char id[64], machine[64];
   unsigned n = 0;
   mkdir(at("/run"), 0755);
   mkdir(at("/run/flurry"), 0755);
-  read_line(BOOT_ID, id, sizeof id);
+  mkdir(at("/etc"), 0755);
+  int fd = open(BOOT_ID, O_RDONLY | O_CLOEXEC);
+  read_line(fd, id, sizeof id - 1);
+  close(fd);
   strcat(id, "\n");
-  bool mounted = write_file(at("/run/flurry/boot_id"), id, strlen(id), 0444) &&
-                 (!agent.is_init || mount("/run/flurry/boot_id", BOOT_ID, NULL, MS_BIND, NULL) == 0);
-  if (!mounted) complain("give the machine a boot id that can be changed");
   for (const char *c = id; *c != 0; c++)
     if (*c != '-') machine[n++] = *c;
-  mkdir(at("/etc"), 0755);
-  own_file(at("/etc/machine-id"));
-  if (!write_file(at("/etc/machine-id"), machine, n, 0444)) complain("write /etc/machine-id");
+  machine[n] = 0;
+  if (agent.is_init && !has_place(MACHINE_ID)) complain("write " MACHINE_ID);
+  id_begin(&machine_id, agent.is_init ? "/run/flurry/machine-id" : MACHINE_ID, machine);
+  id_begin(&boot_id, "/run/flurry/boot_id", id);
   /* D-Bus has a copy of its own where it was not told otherwise (machine-id(5)). */
   const char *copy = at("/var/lib/dbus/machine-id");
-  if (access(copy, F_OK) == 0 && (unlink(copy) != 0 || symlink("/etc/machine-id", copy) != 0))
+  if (access(copy, F_OK) == 0 && (unlink(copy) != 0 || symlink(MACHINE_ID, copy) != 0))
     complain("link /var/lib/dbus/machine-id");
   urandom = open("/dev/urandom", O_RDWR | O_CLOEXEC);
+}
+
+/* Opens it as a program would, whatever has become of the name since the boot. */
+static void id_look(struct id_file *id) {
+  if (id->seen >= 0) close(id->seen);
+  id->seen = agent.is_init ? open(id->name, O_RDONLY | O_CLOEXEC) : dup(id->file);
+}
+
+/* Only while nobody else runs: a file that is cut short under its mapping would end this process. */
+static void id_map(struct id_file *id, bool is_still) {
+  struct stat st;
+  if (id->page != NULL) munmap(id->page, id->size);
+  id->page = NULL;
+  if (!is_still || id->file < 0 || fstat(id->file, &st) != 0) return;
+  if (st.st_size < id->size && ftruncate(id->file, id->size) != 0) return;
+  void *page = mmap(NULL, id->size, PROT_READ | PROT_WRITE, MAP_SHARED, id->file, 0);
+  if (page == MAP_FAILED) return;
+  id->page = page;
+  volatile char *first = page;
+  *first = *first; /* the fault happens here, and not in each child */
+}
+
+static bool id_write(const struct id_file *id, const struct view *text) {
+  char line[64];
+  int n = snprintf(line, sizeof line, "%.*s\n", (int)text->len, text->p);
+  if (id->page == NULL) return pwrite(id->file, line, (size_t)n, 0) == n;
+  memcpy(id->page, line, id->size);
+  return true;
 }
 
 static bool find_ssh_keys(glob_t *found) {
@@ -88,11 +138,16 @@ static bool find_ssh_keys(glob_t *found) {
   return glob(pattern, 0, NULL, found) == 0;
 }
 
-/* Just before a freeze, or an identity without one: from here on the kernel's log is looked at, and nobody changes files. */
-void ids_watch(void) {
+/* Before an identity is taken, which for a fork is just before the freeze, when all stand still. What can be
+ * done here is done once for all children. */
+void ids_watch(bool is_still) {
   glob_t found;
   has_ssh_keys = find_ssh_keys(&found);
   if (has_ssh_keys) globfree(&found);
+  id_look(&machine_id);
+  id_look(&boot_id);
+  id_map(&machine_id, is_still);
+  id_map(&boot_id, is_still);
   if (!agent.is_init) return;
   if (kernel_log < 0) kernel_log = open("/dev/kmsg", O_RDONLY | O_NONBLOCK | O_CLOEXEC);
   if (kernel_log >= 0) lseek(kernel_log, 0, SEEK_END);
@@ -150,7 +205,6 @@ static bool replace_ssh_keys(const struct msg *m) {
 }
 
 const char *ids_take(const struct msg *m, struct ids *ids) {
-  char line[64];
   memset(ids, 0, sizeof *ids);
   const char *failed = entropy(m, ids);
   if (failed != NULL) return failed;
@@ -158,14 +212,16 @@ const char *ids_take(const struct msg *m, struct ids *ids) {
   if (!ids_clock(m->realtime_ns)) return "set the clock";
   ids->after_ns = realtime_ns();
   if (!SKIPS("hostname") && sethostname(m->hostname.p, m->hostname.len) != 0) return "set the host name";
-  if (agent.is_init || *agent.root != 0) {
-    int n = snprintf(line, sizeof line, "%.*s\n", (int)m->machine_id.len, m->machine_id.p);
-    if (!SKIPS("machineid") && !write_file(at("/etc/machine-id"), line, (size_t)n, 0444)) return "write /etc/machine-id";
-    n = snprintf(line, sizeof line, "%.*s\n", (int)m->boot_id.len, m->boot_id.p);
-    if (!SKIPS("bootid") && !write_file(at("/run/flurry/boot_id"), line, (size_t)n, 0444)) return "write the boot id";
-    if (!replace_ssh_keys(m)) return "write the SSH host keys";
-  }
-  return NULL;
+  if (!agent.is_init && *agent.root == 0) return NULL;
+  if (!SKIPS("machineid") && !id_write(&machine_id, &m->machine_id)) return "write " MACHINE_ID;
+  if (!SKIPS("bootid") && !id_write(&boot_id, &m->boot_id)) return "write the boot id";
+  return replace_ssh_keys(m) ? NULL : "write the SSH host keys";
+}
+
+static void read_ssh_key(char *text, size_t size) {
+  int fd = open(at("/etc/ssh/ssh_host_ed25519_key.pub"), O_RDONLY | O_CLOEXEC);
+  read_line(fd, text, size);
+  if (fd >= 0) close(fd);
 }
 
 /* What the kernel and the files say now, not what was asked for. */
@@ -173,8 +229,8 @@ void ids_read(struct ids *ids) {
   struct utsname u;
   uname(&u);
   snprintf(ids->hostname, sizeof ids->hostname, "%s", u.nodename);
-  read_line(at("/etc/machine-id"), ids->machine_id, sizeof ids->machine_id);
-  read_line(agent.is_init ? BOOT_ID : at("/run/flurry/boot_id"), ids->boot_id, sizeof ids->boot_id);
-  if (has_ssh_keys) read_line(at("/etc/ssh/ssh_host_ed25519_key.pub"), ids->ssh_key, sizeof ids->ssh_key);
+  read_line(machine_id.seen, ids->machine_id, sizeof ids->machine_id);
+  read_line(boot_id.seen, ids->boot_id, sizeof ids->boot_id);
+  if (has_ssh_keys) read_ssh_key(ids->ssh_key, sizeof ids->ssh_key);
   ids->vm_gen_id = ids_forked();
 }
