@@ -27,8 +27,6 @@ export interface WorkerHostOptions {
   entry?: string | undefined;
   /** Finds the handlers of a bundle. */
   load: (entry: string) => Promise<WorkerHandlers>;
-  /** Renews in a child what a fork must not have copied. */
-  renew: (seed: Uint8Array) => Promise<void>;
   /** Ends this process. @param why - if it does not end well */
   exit: (code: number, why?: string) => void;
 }
@@ -141,11 +139,17 @@ export class WorkerHost implements PortEvents {
     });
   }
 
-  #quiesce(reply: Reply, session: Session): void {
+  /** Why nothing may be frozen now. */
+  get busyReason(): string | undefined {
     const outbound = this.#options.calls.size;
-    if (this.#running > 0) refuse(reply, "BUSY", `${this.#running} requests are running`);
-    else if (outbound > 0) refuse(reply, "BUSY", `${outbound} requests of the worker's own are under way`);
-    else session.quiet(reply);
+    if (this.#running > 0) return `${this.#running} requests are running`;
+    return outbound > 0 ? `${outbound} requests of the worker's own are under way` : undefined;
+  }
+
+  #quiesce(reply: Reply, session: Session): void {
+    const reason = this.busyReason;
+    if (reason === undefined) session.quiet(reply);
+    else refuse(reply, "BUSY", reason);
   }
 
   async #answer(question: Of<"LOAD" | "SETUP" | "FORKED">, reply: Reply): Promise<void> {
@@ -189,7 +193,6 @@ export class WorkerHost implements PortEvents {
   async #fork(runner: Runner, question: Of<"FORKED">, reply: Reply, ms: () => number): Promise<void> {
     if (isOtherVersion(question.protocol, reply)) return;
     try {
-      await this.#options.renew(question.seed);
       runner.become(question.vm, { ...question.env, ...question.secrets });
       this.#options.calls.open();
       const { context, waits } = runner.context(new AbortController().signal, "fork");

@@ -3,10 +3,12 @@ import { encodeData, encodeMessage, FrameReader } from "../protocol/codec.ts";
 import { MARKER, streams } from "../protocol/constants.ts";
 import { WORKER_PROTOCOL_VERSION, type WorkerType, workerTypes } from "../protocol/worker/constants.ts";
 import { type GuestMessage, parseGuestMessage } from "../protocol/worker/guest-messages.ts";
-import { WorkerHost, type WorkerHostOptions } from "./host.ts";
+import { WorkerHost } from "./host.ts";
+import { getRandomValues } from "./native-random.ts";
 import { OutboundCalls } from "./outbound-calls.ts";
 import type { Port, PortEvents } from "./port.ts";
 import { Records } from "./records.ts";
+import { endRenewal, prepareRenewal, renew } from "./renew.ts";
 import type { WorkerHandlers } from "./shape.ts";
 
 const ROUNDS = 10;
@@ -27,12 +29,15 @@ const handlers: WorkerHandlers = {
  * is a fork, and answer requests. Each function of a program costs most when it runs for the first time;
  * in a parent it does so before the fork, so that no child pays for it.
  */
-export async function rehearse(renew: WorkerHostOptions["renew"]): Promise<void> {
+export async function rehearse(): Promise<void> {
   const port = new Loopback();
   const records = new Records();
   const load = async () => handlers;
   const exit = () => undefined;
-  new WorkerHost(port, { records, calls: new OutboundCalls(), entry: "", load, renew, exit });
+  new WorkerHost(port, { records, calls: new OutboundCalls(), entry: "", load, exit });
+  prepareRenewal();
+  for (let round = 0; round < ROUNDS; round++) renew(getRandomValues(new Uint8Array(32)));
+  endRenewal();
   const limit = new AbortController();
   const isOver = sleep(PATIENCE_MS, undefined, { signal: limit.signal });
   // What fails here fails where it matters, too, and is reported there.
@@ -46,7 +51,6 @@ async function play(port: Loopback): Promise<void> {
   port.meet();
   await port.ask("LOAD", { protocol, name: "rehearsal" }, "LOADED");
   const vm = { id: "vm-000000000000", index: 0, generation: 0 };
-  const seed = "00".repeat(32);
   const headers = [
     ["host", "localhost"],
     ["user-agent", "flurry"],
@@ -57,7 +61,7 @@ async function play(port: Loopback): Promise<void> {
   for (let round = 0; round < ROUNDS; round++) {
     // As for a child: a new host, which says so.
     port.meet();
-    await port.ask("FORKED", { protocol, vm, env: {}, secrets: {}, seed }, "READY");
+    await port.ask("FORKED", { protocol, vm, env: {}, secrets: {} }, "READY");
     await port.ask("REQUEST", { ...asked, method: "GET" }, "DONE");
     await port.ask("REQUEST", { ...asked, method: "POST", body: true }, "DONE", body);
     await port.ask("TASK", { requestId: "rehearsal" }, "DONE", body);

@@ -62,7 +62,6 @@ const requests = fc.oneof(
       vm: fc.record({ id: fc.string(), index: amounts, generation: fc.nat(3) }),
       env: fc.dictionary(fc.constantFrom("A", "FAIL", "__proto__", ""), fc.string(), { maxKeys: 2 }),
       secrets: fc.constant({}),
-      seed: fc.constantFrom("00ff", "zz", ""),
     }),
   ),
   message(
@@ -190,7 +189,7 @@ test("the worker host survives whatever its host says of the worker's own reques
     socket.on("data", (chunk: Uint8Array) =>
       reader.push(chunk, (payload) => take(parseGuestMessage(payload))),
     );
-    const fork = { protocol: 2, vm: { id: "v", index: 1, generation: 1 }, env: {}, secrets: {}, seed: "00" };
+    const fork = { protocol: 3, vm: { id: "v", index: 1, generation: 1 }, env: {}, secrets: {} };
     const request = { requestId: "r", method: "GET", url: "http://w/out", headers: [] };
     const asks = [2, 3, 4].map((id) => encodeMessage(workerTypes.REQUEST, id, request));
     socket.write(Buffer.concat([MARKER, encodeMessage(workerTypes.FORKED, 1, fork), ...asks]));
@@ -216,7 +215,6 @@ test("the worker host survives whatever its host says of the worker's own reques
     vm: { id: "v", index: 1, generation: 1 },
     env: {},
     secrets: {},
-    seed: new Uint8Array(1),
   });
   const back = await client.fetch({ method: "GET", url: "http://w/out" });
   expect(await textOf(back)).toBe("\0".repeat(300_000));

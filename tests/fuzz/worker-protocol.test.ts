@@ -49,7 +49,6 @@ const names = [
   "waited",
   "vm",
   "env",
-  "seed",
   "method",
   "url",
   "protocol",

@@ -33,7 +33,6 @@ async function answersOfWorker(app: JsApp) {
     vm: { id: "vm-1", index: 1, generation: 1 },
     env: {},
     secrets: {},
-    seed: new Uint8Array(32),
   });
   await using server = front(client);
   return await askAll(server.port, app);

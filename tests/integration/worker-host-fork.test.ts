@@ -23,10 +23,9 @@ export default {
 `;
 
 const get = (path = "/") => ({ method: "GET", url: `http://w${path}` });
-const seed = Uint8Array.from({ length: 32 }, (_, i) => i);
 
 function child(index: number, env: Record<string, string>, secrets: Record<string, string> = {}) {
-  return { vm: { id: `vm-${index}`, index, generation: 1 }, env, secrets, seed };
+  return { vm: { id: `vm-${index}`, index, generation: 1 }, env, secrets };
 }
 
 test("a child goes on with the parent's state, its own identity and variables, on a new connection", async () => {

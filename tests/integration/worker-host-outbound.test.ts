@@ -21,7 +21,7 @@ export default {
 };
 `;
 
-const fork = { vm: { id: "v", index: 1, generation: 1 }, env: {}, secrets: {}, seed: new Uint8Array(32) };
+const fork = { vm: { id: "v", index: 1, generation: 1 }, env: {}, secrets: {} };
 
 let site: OutboundSite;
 let host: WorkerHostUnderTest;

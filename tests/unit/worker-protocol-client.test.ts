@@ -5,10 +5,10 @@ import { type WorkerLog, workerLimits } from "../../guest-agent/protocol/worker/
 import { rejection } from "../support/agent-peer.ts";
 import { ScriptedWorkerHost } from "../support/worker-peer.ts";
 
-const hello = { protocol: 2, runtime: "bun 1", pid: 1, loaded: false };
+const hello = { protocol: 3, runtime: "bun 1", pid: 1, loaded: false };
 const get = { method: "GET", url: "http://w/" };
 const log = { stream: "stdout", level: "info", text: "x", time: 1 };
-const fork = { vm: { id: "v", index: 1, generation: 1 }, env: {}, secrets: {}, seed: new Uint8Array(32) };
+const fork = { vm: { id: "v", index: 1, generation: 1 }, env: {}, secrets: {} };
 
 describe("WorkerClient", () => {
   test("hello() refuses a worker host of another version by both numbers", async () => {
@@ -19,7 +19,7 @@ describe("WorkerClient", () => {
     guest.send("HELLO", id, { ...hello, protocol: 1 });
     expect(await answer).toMatchObject({
       code: "AGENT_PROTOCOL",
-      message: expect.stringMatching(/version 1.*version 2/),
+      message: expect.stringMatching(/version 1.*version 3/),
     });
   });
 
@@ -27,11 +27,10 @@ describe("WorkerClient", () => {
     await using guest = await ScriptedWorkerHost.start();
     const ready = guest.client.forked({ ...fork, env: { A: "1" }, secrets: { B: "2" } });
     expect(await guest.expect("FORKED")).toMatchObject({
-      protocol: 2,
+      protocol: 3,
       vm: fork.vm,
       env: { A: "1" },
       secrets: { B: "2" },
-      seed: fork.seed,
     });
     guest.greet();
     guest.send("READY", 1, { ms: 3 });

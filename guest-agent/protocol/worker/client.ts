@@ -1,4 +1,3 @@
-import { Buffer } from "node:buffer";
 import type { Socket } from "node:net";
 import { streams } from "../constants.ts";
 import type { WaitOptions } from "../deadline.ts";
@@ -154,18 +153,14 @@ export class WorkerClient implements AsyncDisposable {
    * variables and secrets do not fit into one frame (64 KiB)
    */
   async forked(fork: ForkInfo, options: WaitOptions = {}): Promise<{ ms: number }> {
-    const { vm, env, secrets, seed } = fork;
+    const { vm, env, secrets } = fork;
     checkVariables(env);
     checkVariables(secrets);
-    if (seed.length > workerLimits.SEED_MAX) {
-      throw new WorkerError("BAD_ARGUMENT", `Cannot send a seed of ${seed.length} bytes`);
-    }
     const fields = {
       protocol: WORKER_PROTOCOL_VERSION,
       vm: { id: vm.id, index: vm.index, generation: vm.generation },
       env,
       secrets,
-      seed: Buffer.from(seed).toString("hex"),
     };
     const { ms } = await this.#askLong("FORKED", fields, "READY", options);
     return { ms };

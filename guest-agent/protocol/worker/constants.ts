@@ -1,5 +1,5 @@
 /** What both ends of the worker channel agree on. The text is README.md. */
-export const WORKER_PROTOCOL_VERSION = 2;
+export const WORKER_PROTOCOL_VERSION = 3;
 
 /** Name of the virtio-serial port. */
 export const WORKER_PORT_NAME = "flurry.worker";
@@ -33,8 +33,6 @@ export const workerLimits = {
   NAME_MAX: 256,
   /** Variables, and secrets, in pieces. */
   VARIABLES_MAX: 1024,
-  /** Random bytes for a child. */
-  SEED_MAX: 256,
 } as const;
 
 /** Ids from here on are the guest's to choose, for its own requests; below are the host's. */

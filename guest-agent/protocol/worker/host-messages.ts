@@ -17,8 +17,6 @@ export interface ForkInfo {
   vm: VmInfo;
   env: Record<string, string>;
   secrets: Record<string, string>;
-  /** Random bytes of this child's own, for whatever has to be renewed. */
-  seed: Uint8Array;
 }
 
 /** The head of what the worker gets for a request of its own. */
@@ -112,7 +110,6 @@ function parse(type: unknown, id: number, fields: Fields): HostMessage {
         vm: parseVm(fields.vm),
         env: read.strings(fields.env, "env", workerLimits.VARIABLES_MAX),
         secrets: read.strings(fields.secrets, "secrets", workerLimits.VARIABLES_MAX),
-        seed: parseSeed(fields.seed),
       };
     case workerTypes.REQUEST:
       return {
@@ -184,15 +181,6 @@ function parseVm(value: unknown): VmInfo {
     index: read.integer(fields.index, "vm", 0xffffffff),
     generation: read.integer(fields.generation, "vm", 0xffffffff),
   };
-}
-
-/** As hexadecimal text: as bytes it could hold a marker. */
-function parseSeed(value: unknown): Uint8Array {
-  const text = read.text(value, "seed", 2 * workerLimits.SEED_MAX);
-  if (!/^(?:[0-9a-f]{2})*$/.test(text)) throw read.broken('a bad "seed"');
-  return Uint8Array.from({ length: text.length / 2 }, (_, i) =>
-    Number.parseInt(text.slice(2 * i, 2 * i + 2), 16),
-  );
 }
 
 function requestId(fields: Fields): string {

@@ -1,4 +1,3 @@
-import { randomBytes } from "node:crypto";
 import { setTimeout as sleep } from "node:timers/promises";
 import { codeOf, FlurryError } from "../../../errors/errors.ts";
 import type { AgentClient } from "../../../guest-agent/protocol/mod.ts";
@@ -10,6 +9,7 @@ import {
   type WorkerLog,
 } from "../../../guest-agent/protocol/worker/mod.ts";
 import type { Child, StartTimes } from "../../fork/child.ts";
+import { forkRetrying } from "../../fork/fork-retrying.ts";
 import type { Parent } from "../../fork/parent.ts";
 import { deathOf } from "./worker-death.ts";
 
@@ -71,12 +71,12 @@ export class JsChild implements AsyncDisposable {
    */
   static async fork(parent: Parent, options: JsForkOptions): Promise<JsChild> {
     const { index, name, env, secrets, signal } = options;
-    const vm = await parent.fork({ identity: { index, hostname: `${name}-${index}` }, signal });
+    const vm = await forkRetrying(parent, { identity: { index, hostname: `${name}-${index}` }, signal });
     await using stack = new AsyncDisposableStack();
     stack.use(vm);
     const child = new JsChild(vm, options);
     stack.use(child.worker);
-    const fork = { vm: { id: vm.id, index, generation: 1 }, env, secrets, seed: randomBytes(32) };
+    const fork = { vm: { id: vm.id, index, generation: 1 }, env, secrets };
     await child.worker.forked(fork, { timeoutMs: FORKED_MS, signal }).catch(async (error) => {
       throw await child.explain(error);
     });

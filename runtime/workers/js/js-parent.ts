@@ -19,6 +19,7 @@ const HELLO_MS = 120_000;
 // to the console at once, while what is written to the console itself might never leave.
 const WATCH = `
 (echo 1000 >/proc/self/oom_score_adj; exec "$@")
+exec 3>&-
 echo "<3>${DEATH_NOTE} $?" >/dev/kmsg
 tail -n 5 ${GUEST_LOG} | cut -c 1-500 | while IFS= read -r line; do echo "<3>$line" >/dev/kmsg; done
 echo b >/proc/sysrq-trigger`;
@@ -40,7 +41,8 @@ const JIT = Object.entries({
   .join(" ");
 
 // The port has no name in /dev: what knows its name is sysfs. The worker-host outlives the command that
-// starts it. A read and a write of the port each block a thread of Bun's pool, which has two on one CPU.
+// starts it. Reads of the port and of the fork hook (descriptor 3) and a write each block a thread of Bun's pool,
+// which has two on one CPU.
 // min_ttl_ms: a guest that lacks memory kills its worker when it cannot keep what it has used within the
 // last second, where it would else spend half a minute on reading its programs from the disk again and
 // again (Linux, Documentation/admin-guide/mm/multigen_lru.rst, "Thrashing prevention").
@@ -48,7 +50,7 @@ const START = `
 echo 1000 >/sys/kernel/mm/lru_gen/min_ttl_ms
 for port in /sys/class/virtio-ports/*; do
   [ "$(cat "$port/name")" = flurry.worker ] || continue
-  export HOME=/root UV_THREADPOOL_SIZE=4 BUN_ENABLE_CRASH_REPORTING=0 ${JIT}
+  export HOME=/root UV_THREADPOOL_SIZE=5 BUN_ENABLE_CRASH_REPORTING=0 ${JIT}
   setsid /bin/sh -c "$1" sh "$2" "$3" "/dev/\${port##*/}" "$4" </dev/null >${GUEST_LOG} 2>&1 &
   exit 0
 done
@@ -94,7 +96,7 @@ async function startWorkerHost(vm: BootedVm, signal: AbortSignal | undefined): P
   if (!socket)
     throw new FlurryError("INTERNAL", "A JS worker was to be loaded in a VM without a port for it");
   const argv = ["/bin/sh", "-c", START, "sh", WATCH, GUEST_BUN, GUEST_WORKER_HOST, GUEST_BUNDLE];
-  const started = await vm.agent.run(argv, { signal });
+  const started = await vm.agent.run(argv, { hook: true, signal });
   if (started.code !== 0)
     throw new FlurryError("BOOT_FAILED", `Cannot start the worker-host: ${started.stderr}`);
   return socket;
