@@ -27,12 +27,14 @@ const fingerprintSchema = z.strictObject({
 
 const descriptorSchema = z.strictObject({
   format: z.literal("flurry-descriptor"),
-  version: z.literal(2),
+  version: z.literal(3),
   /** Milliseconds since 1970 at the freeze. */
   frozenAt: z.number().nonnegative(),
   fingerprint: fingerprintSchema,
   /** QEMU's device sections with their EOF, see `deviceSections`. */
   deviceState: z.instanceof(Uint8Array).refine((bytes) => bytes.length > 0, "is empty"),
+  /** Processes with a fork hook, all of which have to answer in a child. */
+  hooks: z.int().nonnegative(),
   ram: z.strictObject({
     /** RAM block name in QEMU. */
     block: z.string().min(1),

@@ -5,6 +5,7 @@ import { join } from "node:path";
 import { Command } from "commander";
 import { FlurryError } from "../../errors/errors.ts";
 import { ColdVm } from "../fork/cold-vm.ts";
+import { forkRetrying } from "../fork/fork-retrying.ts";
 import { type RunTasksOptions, runTasks, type TaskResult } from "../jobs/run-tasks.ts";
 import { taskWarmUp } from "../jobs/task.ts";
 import { Host } from "../vm/host.ts";
@@ -91,7 +92,7 @@ async function demo(options: DemoOptions): Promise<void> {
   await requireScene(options.scene, scene, session.parent, signal);
   const job = { scene, tiles, size: options.size, output, session, signal };
   const forked = await render(job, `Rendering ${tiles.length} tiles in forked VMs`, (start) =>
-    session.parent.fork(start),
+    forkRetrying(session.parent, start),
   );
   await writeOut(out, forked.picture.toPng());
   output.print(`\nPicture: ${out} (${tiles.length} tiles, each from a child of its own)`);

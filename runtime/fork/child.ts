@@ -2,9 +2,12 @@ import { readFileSync } from "node:fs";
 import type { Socket } from "node:net";
 import { codeOf, FlurryError } from "../../errors/errors.ts";
 import { AgentClient } from "../../guest-agent/protocol/mod.ts";
+import { type Clock, systemClock } from "../clock.ts";
 import { abortError, type QemuProcess } from "../vm/qemu-process.ts";
 import type { TakenShell } from "../vm/shell-pool.ts";
 import type { ChildMemory, GivenMemory } from "./child-memory.ts";
+import type { Proof } from "./child-watch.ts";
+import { checkReceipt, Draws, type Identity, nanoseconds, newIdentity, UnprovenError } from "./identity.ts";
 
 /** Milliseconds in which a child must prove who it is. Many children may share one emulated core. */
 const IDENTIFY_DEADLINE_MS = 30_000;
@@ -12,12 +15,8 @@ const IDENTIFY_DEADLINE_MS = 30_000;
 /** Milliseconds between a lost connection and the end of the process, if they belong together. */
 const EXIT_GRACE_MS = 2000;
 
-/** Who a child is. */
-export interface Identity {
-  /** 0-based place in its family. */
-  index: number;
-  hostname: string;
-}
+/** Of all children of this process: what one has drawn no other may draw. */
+const draws = new Draws();
 
 /** How long a VM took to start, in milliseconds, each counted from the moment its shell was there. */
 export interface StartTimes {
@@ -26,7 +25,7 @@ export interface StartTimes {
   shellMs: number;
   /** Until the child's CPUs ran. */
   runningMs: number;
-  /** Until its first answer, which is its proven identity. */
+  /** Until its first answer, which is the proof of its identity. */
   answerMs: number;
 }
 
@@ -36,8 +35,12 @@ export interface StartChildOptions {
   memory: ChildMemory;
   id: string;
   identity: Identity;
+  /** Processes of the parent that have a fork hook. @default 0 */
+  hooks?: number | undefined;
   /** RAM of the guest in bytes. */
   memBytes: number;
+  /** What time it is in the child. @default the system's */
+  clock?: Clock | undefined;
   /** @default 30000 */
   timeoutMs?: number | undefined;
   signal?: AbortSignal | undefined;
@@ -49,6 +52,7 @@ export class Child implements AsyncDisposable {
   readonly identity: Identity;
   readonly agent: AgentClient;
   readonly times: StartTimes;
+  readonly proof: Omit<Proof, "parent">;
   /** Resolves when the child's VM is gone. */
   readonly exited: Promise<unknown>;
   readonly #options: StartChildOptions;
@@ -60,9 +64,11 @@ export class Child implements AsyncDisposable {
     options: StartChildOptions,
     agent: AgentClient,
     times: StartTimes,
+    proof: Omit<Proof, "parent">,
     memory: GivenMemory,
   ) {
     this.id = options.id;
+    this.proof = proof;
     this.identity = options.identity;
     this.agent = agent;
     this.times = times;
@@ -82,9 +88,12 @@ export class Child implements AsyncDisposable {
    * @throws FlurryError FORK_FAILED, CHILD_UNPROVEN, MEMSERVER_FAILED, PAGES_UNAVAILABLE, ABORTED
    */
   static async start(options: StartChildOptions): Promise<Child> {
-    const { taken, identity, timeoutMs = IDENTIFY_DEADLINE_MS, signal } = options;
+    const { taken, clock = systemClock, timeoutMs = IDENTIFY_DEADLINE_MS, signal } = options;
     const { shell, warm } = taken;
     const { qemu } = shell;
+    const { hooks = 0 } = options;
+    const sentAt = clock.now();
+    const sent = newIdentity(options.id, options.identity, clock);
     const began = performance.now();
     const running = qemu.qmp.expect("RESUME", { timeoutMs, signal });
     const agent = AgentClient.over(qemu.agentSocket, { stderr: () => qemu.consoleTail() });
@@ -92,7 +101,7 @@ export class Child implements AsyncDisposable {
     try {
       // Sent before the guest runs: it lies in the socket until the restored port takes it, so the
       // guest's first act is to read it.
-      const proof = agent.identify(identity, { timeoutMs, signal });
+      const proof = agent.identify(sent, { timeoutMs, signal });
       proof.catch(() => undefined);
       let runningMs = 0;
       const ran = running.then(() => {
@@ -107,9 +116,12 @@ export class Child implements AsyncDisposable {
       });
       // Together: whichever fails first ends it.
       const [read] = await Promise.race([Promise.all([proof, ran]), loss]);
-      checkProof(identity, read);
-      const answerMs = performance.now() - began;
-      return new Child(options, agent, { warm, shellMs: options.shellMs, runningMs, answerMs }, memory);
+      const elapsedMs = performance.now() - began;
+      checkReceipt(read, { sent, elapsedMs, hooks, draws });
+      // Not before: until then no process of the guest runs but its agent.
+      agent.release({ realtimeNs: nanoseconds(clock.now()) });
+      const times = { warm, shellMs: options.shellMs, runningMs, answerMs: elapsedMs };
+      return new Child(options, agent, times, { sent, read, hooks, sentAt, elapsedMs }, memory);
     } catch (error) {
       const info = isClosed(error) ? await within(qemu.exited, EXIT_GRACE_MS) : undefined;
       await agent[Symbol.asyncDispose]();
@@ -122,9 +134,7 @@ export class Child implements AsyncDisposable {
           { cause: error },
         );
       if (error instanceof FlurryError) throw error;
-      throw new FlurryError("CHILD_UNPROVEN", `Child ${options.id} was killed: ${describe(error)}`, {
-        cause: error,
-      });
+      throw UnprovenError.of(options.id, error);
     } finally {
       running[Symbol.dispose]();
     }
@@ -229,19 +239,6 @@ function readStatus(pid: number): string {
     if (codeOf(error) === "ENOENT" || codeOf(error) === "ESRCH") return "";
     throw error;
   }
-}
-
-function checkProof(sent: Identity, read: Identity): void {
-  if (read.hostname === sent.hostname && read.index === sent.index) return;
-  const got = `"${read.hostname}" (${read.index})`;
-  throw new FlurryError(
-    "CHILD_UNPROVEN",
-    `Child says that it is ${got}, and should be "${sent.hostname}" (${sent.index})`,
-  );
-}
-
-function describe(error: unknown): string {
-  return error instanceof Error ? error.message : String(error);
 }
 
 function isClosed(error: unknown): boolean {

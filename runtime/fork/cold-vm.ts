@@ -1,9 +1,11 @@
 import { randomBytes } from "node:crypto";
 import type { AgentClient } from "../../guest-agent/protocol/mod.ts";
+import { systemClock } from "../clock.ts";
 import type { Host } from "../vm/host.ts";
 import type { BootSource, MachineProfile } from "../vm/profile.ts";
 import { type BootedVm, bootVm } from "./boot.ts";
-import { explainAgentError, type Identity, privateBytesOf, type StartTimes } from "./child.ts";
+import { explainAgentError, privateBytesOf, type StartTimes } from "./child.ts";
+import { checkReceipt, Draws, type Identity, newIdentity } from "./identity.ts";
 
 export interface ColdVmOptions {
   host: Host;
@@ -18,25 +20,30 @@ export interface ColdVmOptions {
  * a child does.
  */
 export class ColdVm implements AsyncDisposable {
-  readonly id = `cold-${randomBytes(6).toString("hex")}`;
+  readonly id: string;
   readonly times: StartTimes;
   readonly memBytes: number;
   readonly #vm: BootedVm;
 
-  private constructor(vm: BootedVm, times: StartTimes) {
+  private constructor(id: string, vm: BootedVm, times: StartTimes) {
+    this.id = id;
     this.#vm = vm;
     this.times = times;
     this.memBytes = vm.profile.memMiB * 1024 * 1024;
   }
 
-  /** @throws FlurryError as `bootVm` */
+  /** @throws FlurryError as `bootVm`; CHILD_UNPROVEN */
   static async start(options: ColdVmOptions): Promise<ColdVm> {
     const began = performance.now();
     const vm = await bootVm({ ...options, ram: "anonymous" });
     try {
-      await vm.agent.identify(options.identity, { signal: options.signal });
+      const id = `cold-${randomBytes(6).toString("hex")}`;
+      const sent = newIdentity(id, options.identity, systemClock);
+      const sentAt = performance.now();
+      const read = await vm.agent.identify(sent, { signal: options.signal });
+      checkReceipt(read, { sent, elapsedMs: performance.now() - sentAt, hooks: 0, draws: new Draws() });
       const answerMs = performance.now() - began;
-      return new ColdVm(vm, { warm: false, shellMs: 0, runningMs: vm.readyMs, answerMs });
+      return new ColdVm(id, vm, { warm: false, shellMs: 0, runningMs: vm.readyMs, answerMs });
     } catch (error) {
       await vm[Symbol.asyncDispose]();
       throw error;

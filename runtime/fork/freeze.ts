@@ -28,7 +28,7 @@ export interface FrozenVm {
 export async function freeze(vm: BootedVm, imageHash: string, signal?: AbortSignal): Promise<FrozenVm> {
   const { qemu, ramPath } = vm;
   if (!ramPath) throw new FlurryError("FREEZE_FAILED", "Cannot freeze a VM whose memory is not in a file");
-  await vm.agent.quiesce({ signal });
+  const { hooks } = await vm.agent.quiesce({ signal });
   // In the VM's own directory: QEMU, which writes it, may not write anywhere else.
   const statePath = join(qemu.dir, "devices");
   const began = performance.now();
@@ -46,10 +46,11 @@ export async function freeze(vm: BootedVm, imageHash: string, signal?: AbortSign
   return {
     descriptor: {
       format: "flurry-descriptor",
-      version: 2,
+      version: 3,
       frozenAt,
       fingerprint: fingerprintOf(vm.host, vm.profile, imageHash),
       deviceState,
+      hooks,
       ram: { block: RAM_BLOCK, bytes: vm.profile.memMiB * 1024 * 1024 },
       lineage: { generation: 0, parent: null },
     },

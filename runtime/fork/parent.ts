@@ -2,13 +2,16 @@ import { randomBytes } from "node:crypto";
 import { statSync } from "node:fs";
 import { checkFingerprint, type Descriptor } from "../../memserver/descriptor.ts";
 import { incomingStream } from "../../memserver/device-stream.ts";
+import type { Clock } from "../clock.ts";
 import type { Host } from "../vm/host.ts";
 import type { MachineProfile } from "../vm/profile.ts";
 import type { Shell } from "../vm/shell.ts";
 import { ShellPool } from "../vm/shell-pool.ts";
-import { Child, type Identity } from "./child.ts";
+import { Child } from "./child.ts";
 import { type ChildMemory, MappedMemory } from "./child-memory.ts";
+import { tellProven, tellUnproven } from "./child-watch.ts";
 import { fingerprintOf } from "./fingerprint.ts";
+import { type Identity, UnprovenError } from "./identity.ts";
 import type { LazyMemory } from "./lazy-memory.ts";
 
 export interface ParentOptions {
@@ -29,6 +32,8 @@ export interface ParentOptions {
 
 export interface ForkOptions {
   identity: Identity;
+  /** What time it is in the child. @default the system's */
+  clock?: Clock | undefined;
   /** Milliseconds for the child to prove its identity. @default 30000 */
   timeoutMs?: number | undefined;
   signal?: AbortSignal | undefined;
@@ -108,18 +113,25 @@ export class Parent implements AsyncDisposable {
    */
   async fork(options: ForkOptions): Promise<Child> {
     const began = performance.now();
+    const { fingerprint, ram, frozenAt, hooks } = this.descriptor;
     const taken = await this.shells.take(options.signal);
-    return await Child.start({
-      taken,
-      shellMs: performance.now() - began,
-      // By its shell: one that has just been taken may be of the time before the image had arrived.
-      memory: this.#memoryOf(taken.shell),
-      id: `vm-${randomBytes(6).toString("hex")}`,
-      identity: options.identity,
-      memBytes: this.descriptor.ram.bytes,
-      timeoutMs: options.timeoutMs,
-      signal: options.signal,
-    });
+    try {
+      const child = await Child.start({
+        ...options,
+        ...{ taken, hooks },
+        shellMs: performance.now() - began,
+        // By its shell: one that has just been taken may be of the time before the image had arrived.
+        memory: this.#memoryOf(taken.shell),
+        id: `vm-${randomBytes(6).toString("hex")}`,
+        memBytes: ram.bytes,
+      });
+      const parent = { image: fingerprint.image, memory: ram.hash, frozenAt };
+      tellProven(this.#host, { ...child.proof, parent });
+      return child;
+    } catch (error) {
+      if (error instanceof UnprovenError) tellUnproven(this.#host, error);
+      throw error;
+    }
   }
 
   #memoryOf(shell: Shell): ChildMemory {

@@ -1,6 +1,7 @@
 import { codeOf, describeError, type ErrorReport } from "../../errors/errors.ts";
 import type { FamilyAdmission } from "../fork/admission.ts";
-import type { Identity, StartTimes } from "../fork/child.ts";
+import type { StartTimes } from "../fork/child.ts";
+import type { Identity } from "../fork/identity.ts";
 import { throwIfAborted } from "../vm/qemu-process.ts";
 import { type OutputHandler, runTask, type TaskOutcome, type TaskSpec, type TaskVm } from "./task.ts";
 

@@ -74,6 +74,8 @@ export function commandLine(options: CommandLineOptions): string[] {
     ...(profile.workerPort ? workerPortArgs(dir) : []),
     ...["-blockdev", diskNode(profile.disk)],
     ...["-device", `virtio-blk-pci,drive=root,addr=0x3,num-queues=1,${DEVICE_OPTIONS}`],
+    // Another one in each process: a guest's kernel that finds it changed knows that it was forked.
+    ...["-device", "vmgenid,id=generation,guid=auto"],
     ...bootArgs(options.boot, profile),
     ...incomingArgs(options),
     ...(options.paused ? ["-S"] : []),

@@ -10,7 +10,7 @@ const HASH = "0123456789abcdef".repeat(4);
 const text = fc.string({ minLength: 1, maxLength: 40 });
 const descriptors: fc.Arbitrary<Descriptor> = fc.record({
   format: fc.constant("flurry-descriptor" as const),
-  version: fc.constant(2 as const),
+  version: fc.constant(3 as const),
   frozenAt: fc.integer({ min: 0, max: 4e12 }),
   fingerprint: fc.record({
     qemu: text,
@@ -24,6 +24,7 @@ const descriptors: fc.Arbitrary<Descriptor> = fc.record({
     hostCpu: fc.string(),
   }),
   deviceState: fc.uint8Array({ minLength: 1, maxLength: 500 }).map((bytes) => new Uint8Array(bytes)),
+  hooks: fc.integer({ min: 0, max: 64 }),
   ram: fc.record(
     {
       block: text,

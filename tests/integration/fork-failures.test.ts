@@ -6,6 +6,7 @@ import { Transform } from "node:stream";
 import { incomingStream } from "../../memserver/device-stream.ts";
 import { Child, type StartChildOptions } from "../../runtime/fork/child.ts";
 import { MappedMemory } from "../../runtime/fork/child-memory.ts";
+import type { UnprovenField } from "../../runtime/fork/identity.ts";
 import { Parent } from "../../runtime/fork/parent.ts";
 import { Host } from "../../runtime/vm/host.ts";
 import type { TakenShell } from "../../runtime/vm/shell-pool.ts";
@@ -73,12 +74,14 @@ async function tamper(taken: TakenShell, change: (bytes: Buffer) => Buffer): Pro
 }
 
 describe("a child that is not proven", () => {
-  test.each([
-    ["another host name", (text: string) => text.replace("the-third", "the-thurd")],
-    ["another index", (text: string) => text.replace("\xa5index\x03", "\xa5index\x04")],
+  test.each<[string, UnprovenField, (text: string) => string]>([
+    ["another host name", "hostname", (text) => text.replace("the-third", "the-thurd")],
+    ["another index", "index", (text) => text.replace("\xa5index\x03", "\xa5index\x04")],
+    ["no entropy", "entropyBytes", (text) => text.replace("entropyBytes\x40", "entropyBytes\x00")],
+    ["no reseed", "reseeded", (text) => text.replace("reseeded\xc3", "reseeded\xc2")],
   ])(
     "is killed when it answers with %s",
-    async (_what, change) => {
+    async (_what, field, change) => {
       const taken = await parent.shells.take();
       let changed = 0;
       await using _peer = await tamper(taken, (bytes) => {
@@ -89,8 +92,7 @@ describe("a child that is not proven", () => {
       });
       const error = await rejection(startChild(taken));
       expect(changed).toBe(1);
-      expect(error.code).toBe("CHILD_UNPROVEN");
-      expect(error.message).toMatch(/"the-thurd" \(3\)|"the-third" \(4\)/);
+      expect(error).toMatchObject({ code: "CHILD_UNPROVEN", field, id: "vm-test" });
       await taken.shell.qemu.exited;
     },
     TEST_MS,
@@ -106,7 +108,7 @@ describe("a child that is not proven", () => {
         return Buffer.alloc(0);
       });
       const error = await rejection(startChild(taken, { timeoutMs: 2000 }));
-      expect(error.code).toBe("CHILD_UNPROVEN");
+      expect(error).toMatchObject({ code: "CHILD_UNPROVEN", field: "answer" });
       expect(held).toBeGreaterThan(0);
       await taken.shell.qemu.exited;
     },
@@ -123,7 +125,7 @@ describe("a child that is not proven", () => {
       );
       // Found out by its bytes, and not by the deadline.
       const error = await rejection(startChild(taken, { timeoutMs: 10 * TEST_MS }));
-      expect(error.code).toBe("CHILD_UNPROVEN");
+      expect(error).toMatchObject({ code: "CHILD_UNPROVEN", field: "channel" });
       await taken.shell.qemu.exited;
     },
     TEST_MS,
@@ -135,7 +137,7 @@ describe("a child that is not proven", () => {
       const taken = await parent.shells.take();
       taken.shell.qemu.agentSocket.destroy();
       const error = await rejection(startChild(taken, { timeoutMs: 10 * TEST_MS }));
-      expect(error.code).toBe("CHILD_UNPROVEN");
+      expect(error).toMatchObject({ code: "CHILD_UNPROVEN", field: "channel" });
       await taken.shell.qemu.exited;
     },
     TEST_MS,

@@ -13,7 +13,7 @@ export function madeUpFrozenVm(directory: string, name: string, memory: Uint8Arr
     pauseMs: 1,
     descriptor: {
       format: "flurry-descriptor",
-      version: 2,
+      version: 3,
       frozenAt: 1_750_000_000_000,
       fingerprint: {
         qemu: "QEMU",
@@ -27,6 +27,7 @@ export function madeUpFrozenVm(directory: string, name: string, memory: Uint8Arr
         hostCpu: "",
       },
       deviceState: Uint8Array.of(4, 0),
+      hooks: 0,
       ram: { block: "ram0", bytes: memory.length },
       lineage: { generation: 0, parent: null },
     },

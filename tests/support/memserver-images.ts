@@ -26,13 +26,14 @@ export function makeImage(dir: string, pages: number, zeros: Iterable<number> = 
   const hex = "0123456789abcdef".repeat(4);
   const descriptor: Descriptor = {
     format: "flurry-descriptor",
-    version: 2,
+    version: 3,
     frozenAt: 1_750_000_000_000,
     fingerprint: {
       ...{ qemu: "QEMU", machine: MACHINE, cpu: "max", accel: "tcg", cpus: 1, hostCpu: "" },
       ...{ memBytes: memory.length, devices: hex, image: "made-up" },
     },
     deviceState: Buffer.concat([DEVICES, Uint8Array.of(0)]),
+    hooks: 0,
     ram: { block: "ram0", bytes: memory.length, hash: new PageTable(entries).root },
     lineage: { generation: 0, parent: null },
   };

@@ -34,7 +34,7 @@ export class MadeUpImage {
     }
     this.table = new PageTable(entries);
     this.descriptor = encodeDescriptor({
-      ...{ format: "flurry-descriptor", version: 2, frozenAt: 1_750_000_000_000 },
+      ...{ format: "flurry-descriptor", version: 3, hooks: 0, frozenAt: 1_750_000_000_000 },
       fingerprint: {
         ...{ qemu: "QEMU emulator version 10.0.2", machine: "pc-q35-10.0", cpu: "max", accel: "tcg" },
         ...{ cpus: 1, memBytes: bytes.length, devices: HASH, image: "base", hostCpu: "" },

@@ -13,7 +13,7 @@ import { rejection } from "../support/agent-peer.ts";
 const HASH = "0123456789abcdef".repeat(4);
 const descriptor: Descriptor = {
   format: "flurry-descriptor",
-  version: 2,
+  version: 3,
   frozenAt: 1_750_000_000_000,
   fingerprint: {
     qemu: "QEMU emulator version 10.0.2",
@@ -27,6 +27,7 @@ const descriptor: Descriptor = {
     hostCpu: "",
   },
   deviceState: Uint8Array.of(4, 0, 1, 2, 0),
+  hooks: 0,
   ram: { block: "ram0", bytes: 1 << 29, hash: HASH },
   lineage: { generation: 0, parent: null },
 };
@@ -54,6 +55,9 @@ describe("decodeDescriptor()", () => {
   test.each<[string, (value: Record<string, unknown>) => unknown]>([
     ["format", (value) => Object.assign(value, { format: "another" })],
     ["version", (value) => Object.assign(value, { version: 1 })],
+    ["version", (value) => Object.assign(value, { version: 2 })],
+    ["hooks", (value) => Object.assign(value, { hooks: undefined })],
+    ["hooks", (value) => Object.assign(value, { hooks: -1 })],
     ["frozenAt", (value) => Object.assign(value, { frozenAt: -1 })],
     ["deviceState", (value) => Object.assign(value, { deviceState: new Uint8Array() })],
     ["deviceState", (value) => Object.assign(value, { deviceState: "text" })],

@@ -29,7 +29,7 @@ describe("commandLine()", () => {
     expect(args).toContain("-no-user-config");
     expect(args).toContain("-no-reboot");
     const devices = valuesOf(args, "-device").map((value) => value.split(",")[0]);
-    expect(devices).toEqual(["virtio-serial-pci", "virtserialport", "virtio-blk-pci"]);
+    expect(devices).toEqual(["virtio-serial-pci", "virtserialport", "virtio-blk-pci", "vmgenid"]);
     expect(args.filter((arg) => /^-(?:nic|net|netdev|usb|vga|monitor|virtfs|fsdev)/.test(arg))).toEqual([]);
     expect(valuesOf(args, "-device").join()).not.toMatch(/net|balloon|vga|usb/);
   });
