@@ -1,13 +1,14 @@
 import { describe, expect, setDefaultTimeout, test } from "bun:test";
-import { existsSync, readFileSync } from "node:fs";
+import { readFileSync } from "node:fs";
 import type { Socket } from "node:net";
 import { hostname } from "node:os";
+import { codeOf } from "../../errors/errors.ts";
 import { encodeData, encodeMessage, FrameReader } from "../../guest-agent/protocol/codec.ts";
 import { limits, MARKER, messageTypes } from "../../guest-agent/protocol/constants.ts";
 import { type GuestMessage, parseMessage } from "../../guest-agent/protocol/messages.ts";
 import { freshIdentity } from "../support/agent-identity.ts";
 import { rejection } from "../support/agent-peer.ts";
-import { AgentUnderTest } from "../support/agent-process.ts";
+import { AgentUnderTest, OWN_HOSTNAME } from "../support/agent-process.ts";
 
 // A bound for a machine that has other things to do, no expectation.
 setDefaultTimeout(60_000);
@@ -222,9 +223,7 @@ describe("a new host", () => {
   });
 
   test("needs no word with the agent before it identifies it", async () => {
-    const mayUnshare = process.getuid?.() === 0;
-    const wrapper = mayUnshare ? ["unshare", "--uts"] : ["unshare", "--user", "--map-root-user", "--uts"];
-    await using agent = await AgentUnderTest.start({ wrapper, args: ["--set-hostname"] });
+    await using agent = await AgentUnderTest.start({ wrapper: OWN_HOSTNAME, args: ["--set-hostname"] });
     for (const index of [7, 8]) {
       const { client } = await agent.client();
       await using _ = client;
@@ -308,6 +307,10 @@ function frame(payload: Uint8Array): Uint8Array {
 
 /** Whether a process is there and not just waiting to be reaped. */
 function isRunning(pid: number): boolean {
-  if (!existsSync(`/proc/${pid}`)) return false;
-  return !/^State:\s+[ZX]/m.test(readFileSync(`/proc/${pid}/status`, "utf8"));
+  try {
+    return !/^State:\s+[ZX]/m.test(readFileSync(`/proc/${pid}/status`, "utf8"));
+  } catch (error) {
+    if (codeOf(error) === "ENOENT" || codeOf(error) === "ESRCH") return false;
+    throw error;
+  }
 }

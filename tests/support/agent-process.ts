@@ -1,6 +1,6 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
-import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { mkdirSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { connect, type Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -13,7 +13,13 @@ export interface AgentProcessOptions {
   args?: readonly string[];
   /** A program that runs the agent, such as `unshare -u`. */
   wrapper?: readonly string[];
+  /** Takes identities: sets a host name of its own, and writes files below `root` alone. */
+  identity?: boolean;
 }
+
+/** Runs a program with a host name of its own. */
+export const OWN_HOSTNAME: readonly string[] =
+  process.getuid?.() === 0 ? ["unshare", "--uts"] : ["unshare", "--user", "--map-root-user", "--uts"];
 
 /** The real guest agent, as an ordinary process on this machine. */
 export class AgentUnderTest implements AsyncDisposable {
@@ -36,10 +42,12 @@ export class AgentUnderTest implements AsyncDisposable {
   static async start(options: AgentProcessOptions = {}): Promise<AgentUnderTest> {
     const { path } = await buildAgent({ variant: options.variant ?? "sanitize" });
     const directory = mkdtempSync(join(tmpdir(), "flurry-agent-"));
+    const root = join(directory, "root");
+    if (options.identity) mkdirSync(root);
     const argv = [
-      ...(options.wrapper ?? []),
+      ...(options.wrapper ?? (options.identity ? OWN_HOSTNAME : [])),
       path,
-      ...(options.args ?? []),
+      ...(options.args ?? (options.identity ? ["--set-hostname", "--identity-root", root] : [])),
       "--listen",
       join(directory, "socket"),
     ];
@@ -52,6 +60,11 @@ export class AgentUnderTest implements AsyncDisposable {
 
   get pid(): number {
     return this.process.pid!;
+  }
+
+  /** Where it has the files of an identity. */
+  get root(): string {
+    return join(this.directory, "root");
   }
 
   /** Whether it still runs. */
