@@ -11,6 +11,7 @@ import { Host } from "../vm/host.ts";
 import { aimTable } from "./bench-aims.ts";
 import { burstTable } from "./bench-burst.ts";
 import { gatewayTables } from "./bench-gateway.ts";
+import { identityCommand } from "./bench-identity.ts";
 import { pagesTables } from "./bench-pages.ts";
 import { formatBytes, formatMs, formatTable } from "./format.ts";
 import { ensureImage } from "./image.ts";
@@ -72,7 +73,7 @@ Examples:
 Children that get their memory page by page stand beside such whose memory is mapped, and the stream
 beside what QEMU takes at most: compare within one run.`;
 
-/** `flurry bench fork|pages|gateway|burst`: what forks, page service and the gateway cost on this machine. */
+/** `flurry bench fork|pages|gateway|burst|identity`: what forks, page service and the gateway cost on this machine. */
 export function benchCommand(): Command {
   const command = new Command("bench").description("Measures Flurry on this machine");
   command
@@ -122,7 +123,7 @@ export function benchCommand(): Command {
     .option("--json", "print one JSON object")
     .addHelpText("after", BURST_EXAMPLES)
     .action((options: ForkOptions) => burst(options));
-  return command;
+  return command.addCommand(identityCommand());
 }
 
 async function burst({ n, memory, boots, json }: ForkOptions): Promise<void> {

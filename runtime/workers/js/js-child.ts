@@ -88,6 +88,11 @@ export class JsChild implements AsyncDisposable {
     return this.#child.id;
   }
 
+  /** How it has proven who it is. */
+  get proof(): Child["proof"] {
+    return this.#child.proof;
+  }
+
   get agent(): AgentClient {
     return this.#child.agent;
   }
