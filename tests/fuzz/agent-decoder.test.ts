@@ -38,6 +38,15 @@ const fields = fc.dictionary(
     "mode",
     "mtimeMs",
     "message",
+    "hooks",
+    "hostname",
+    "index",
+    "vmId",
+    "machineId",
+    "bootId",
+    "beforeNs",
+    "realtimeNs",
+    "draw",
     "__proto__",
     "constructor",
   ),
@@ -157,4 +166,31 @@ test("an announced length is believed only up to the cap", () => {
     }),
     { seed, numRuns: 200 },
   );
+});
+
+test("a receipt is whole, or is none", () => {
+  const good = {
+    ...{ hostname: "h", index: 1, vmId: "vm-1", machineId: "0".repeat(32), bootId: "b" },
+    ...{ beforeNs: 1n << 60n, realtimeNs: (1n << 64n) - 1n, entropyBytes: 64, reseeded: true },
+    ...{ draw: new Uint8Array(32), vmGenId: false, tookNs: 2, kernelNs: 1 },
+    hooks: [["name", 7, true, "evidence"]],
+  };
+  const parse = (value: unknown) => parseMessage(pack([messageTypes.IDENTIFIED, 1, value]));
+  expect(parse(good)).toEqual({
+    type: "IDENTIFIED",
+    id: 1,
+    ...good,
+    sshKey: undefined,
+    hooks: [{ name: "name", pid: 7, ok: true, text: "evidence" }],
+  });
+  for (const name of Object.keys(good)) {
+    const { [name as keyof typeof good]: _left, ...rest } = good;
+    expect(() => parse(rest)).toThrow(name);
+    for (const wrong of [null, -1, 1.5, "x".repeat(257), new Uint8Array(31), [[]], -1n, {}])
+      expect(() => parse({ ...good, [name]: wrong })).toThrow(name);
+  }
+  const hooks = [[], ["n", 1, true], ["n", 1, 1, ""], [1, 1, true, ""], ["n", 1, true, "t".repeat(257)], "x"];
+  for (const hook of hooks) expect(() => parse({ ...good, hooks: [hook] })).toThrow("hooks");
+  const many = Array.from({ length: limits.HOOKS_MAX + 1 }, () => ["n", 1, true, ""]);
+  expect(() => parse({ ...good, hooks: many })).toThrow("hooks");
 });

@@ -6,12 +6,13 @@ import { pack } from "msgpackr";
 import { encodeData, encodeMessage, FrameReader } from "../../guest-agent/protocol/codec.ts";
 import { MARKER, messageTypes } from "../../guest-agent/protocol/constants.ts";
 import { parseMessage } from "../../guest-agent/protocol/messages.ts";
+import { freshIdentity } from "../support/agent-identity.ts";
 import { AgentUnderTest } from "../support/agent-process.ts";
 
 let agent: AgentUnderTest;
 
 beforeAll(async () => {
-  agent = await AgentUnderTest.start();
+  agent = await AgentUnderTest.start({ identity: true });
 }, 120_000);
 
 afterAll(() => agent[Symbol.asyncDispose]());
@@ -29,11 +30,24 @@ function requests(root: string): fc.Arbitrary<Uint8Array> {
       .map(([id, value]) => encodeMessage(messageTypes[type], id, value as Record<string, unknown>));
   const stream = fc.integer({ min: 0, max: 3 });
   const amount = fc.oneof(fc.nat(1000), fc.constantFrom(65536, 262144, 0xffffffff));
+  const nanoseconds = fc.oneof(fc.bigInt({ min: 0n, max: (1n << 64n) - 1n }), fc.constant(-1n));
+  const identity = fc
+    .record({
+      realtimeNs: nanoseconds,
+      vmId: fc.oneof(fc.constant("vm-1"), fc.string()),
+      machineId: fc.oneof(fc.constant("0".repeat(32)), fc.string({ maxLength: 33 })),
+      entropy: fc.uint8Array({ minLength: 30, maxLength: 130 }),
+      hookTimeoutMs: fc.constantFrom(0, 1, 60_000, 60_001),
+      sshKey: fc.record({ private: fc.string(), public: fc.string() }, { requiredKeys: ["public"] }),
+    })
+    .map((fields) => ({ ...freshIdentity(), ...fields }));
   return fc.oneof(
     message("PING", fc.constant({})),
     message("HELLO", fc.constant({})),
     message("QUIESCE", fc.constant({})),
     message("IDENTIFY", fc.record({ hostname: fc.string(), index: amount })),
+    message("IDENTIFY", identity),
+    message("RELEASE", fc.record({ realtimeNs: nanoseconds }, { requiredKeys: [] })),
     message("EXEC", fc.record({ argv: program, env: fc.array(fc.string()), stdin: fc.boolean() })),
     message("KILL", fc.record({ target: ids, signal: fc.constantFrom(0, 9, 15, 65) })),
     message("PUT", fc.record({ path, mode: fc.constantFrom(0o644, 0o10000) })),
@@ -78,7 +92,7 @@ async function survives(stream: Uint8Array): Promise<void> {
     // Chance may say SHUTDOWN: that, and nothing else, ends an agent, and cleanly.
     expect(agent.process.exitCode).toBe(0);
     await agent[Symbol.asyncDispose]();
-    agent = await AgentUnderTest.start();
+    agent = await AgentUnderTest.start({ identity: true });
     return;
   }
   socket.destroy();
