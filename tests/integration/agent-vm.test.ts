@@ -67,15 +67,119 @@ describe("the agent as PID 1", () => {
   );
 
   test(
-    "gives its machine the identity that it was told, as the kernel says",
+    "gives its machine the identity that it was told, as the kernel and the files say, again and again",
     async () => {
       const { client } = await vm.client();
       await using _ = client;
-      expect(await client.identify(freshIdentity({ hostname: "child-41", index: 41 }))).toMatchObject({
-        hostname: "child-41",
-        index: 41,
+      const draws = new Set<string>();
+      for (const ahead of [3_600_000, 0]) {
+        await client.quiesce();
+        const sent = freshIdentity({
+          hostname: `child-${ahead}`,
+          index: 41,
+          realtimeNs: BigInt(Date.now() + ahead) * 1_000_000n,
+        });
+        const receipt = await client.identify(sent);
+        client.release();
+        const { hostname, index, vmId, machineId, bootId } = sent;
+        expect(receipt).toMatchObject({
+          hostname,
+          index,
+          vmId,
+          machineId,
+          bootId,
+          entropyBytes: 64,
+          hooks: [],
+        });
+        expect(receipt).toMatchObject({ reseeded: true, vmGenId: false });
+        expect(receipt.realtimeNs).toBeGreaterThanOrEqual(sent.realtimeNs);
+        expect(receipt.tookNs).toBeGreaterThanOrEqual(receipt.kernelNs);
+        draws.add(Buffer.from(receipt.draw).toString("hex"));
+        const script = "uname -n; cat /etc/machine-id /proc/sys/kernel/random/boot_id; date +%s";
+        const { stdout } = await client.run(["sh", "-c", script]);
+        const [name, machine, boot, seconds] = stdout.split("\n");
+        expect({ name, machine, boot }).toEqual({ name: hostname, machine: machineId, boot: bootId });
+        const off = Number(seconds) - (Date.now() + ahead) / 1000;
+        expect(Math.abs(off)).toBeLessThan(TEST_MS / 1000);
+      }
+      expect(draws.size).toBe(2);
+    },
+    TEST_MS,
+  );
+
+  test(
+    "holds every process from the rest on until the release, also one that is never found twice",
+    async () => {
+      const { client } = await vm.client();
+      await using _ = client;
+      // Writes down when it runs, over and over; the second does it as another process each time.
+      await client.putFile(
+        "/tmp/loop",
+        "while :; do read up _ </proc/uptime; echo $up >>/tmp/looped; done\n",
+      );
+      await client.putFile(
+        "/tmp/chain",
+        "read up _ </proc/uptime; echo $up >>/tmp/chained\nsh /tmp/chain &\n",
+      );
+      await client.run(["sh", "-c", "for f in loop chain; do setsid sh /tmp/$f <&- >&- 2>&- & done"]);
+      const times = async (name: string) =>
+        (await client.run(["cat", `/tmp/${name}`])).stdout.trim().split("\n").map(Number);
+      const now = async () => (await client.hello()).nowNs / 1e9;
+      for (const name of ["looped", "chained"]) while ((await times(name)).length < 5) await client.ping();
+      for (let round = 0; round < 2; round++) {
+        expect(await client.quiesce()).toEqual({ hooks: 0 });
+        const from = await now();
+        let to = from;
+        while (to < from + 0.3) to = await now(); // a third of a second of the guest's own time
+        if (round === 1) await client.identify(freshIdentity());
+        to = await now();
+        client.release();
+        for (const name of ["looped", "chained"]) {
+          let seen = await times(name);
+          while (seen.at(-1)! <= to) seen = await times(name);
+          // /proc/uptime has hundredths of a second, cut off.
+          expect(seen.filter((time) => time > from + 0.01 && time < to - 0.01)).toEqual([]);
+          expect(seen.some((time) => time <= from)).toBe(true);
+        }
+      }
+      await client.run([
+        "sh",
+        "-c",
+        "rm /tmp/chain; kill -9 $(grep -lx sh /proc/[0-9]*/comm | cut -d/ -f3 | grep -vx $$)",
+      ]);
+      await client.quiesce();
+      client.release();
+    },
+    TEST_MS,
+  );
+
+  test(
+    "leaves a process with a hook out of the freezer, and tells it of the fork",
+    async () => {
+      const { client } = await vm.client();
+      await using _ = client;
+      const hook = `echo "hook sh $$" >&3
+        while read -r word rest <&3; do
+          case $word in
+            prepare) echo ready >&3 ;;
+            forked) echo "done $(cat /proc/$$/cgroup)" >&3 ;;
+            go) exit ;;
+          esac
+        done`;
+      await client.putFile("/tmp/hook", hook);
+      await client.run(["sh", "-c", "setsid sh /tmp/hook <&- >&- 2>&- & sleep 1000 <&- >&- 2>&- &"], {
+        hook: true,
       });
-      expect((await client.run(["cat", "/proc/sys/kernel/hostname"])).stdout).toBe("child-41\n");
+      for (;;) {
+        const { hooks } = await client.quiesce();
+        if (hooks === 1) break;
+        client.release();
+      }
+      const [receipt] = (await client.identify(freshIdentity())).hooks;
+      client.release();
+      expect(receipt).toMatchObject({ name: "sh", ok: true, text: "0::/" });
+      expect((await client.run(["cat", "/sys/fs/cgroup/flurry-held/cgroup.procs"])).stdout).not.toBe("");
+      await client.run(["sh", "-c", "kill -9 $(cat /sys/fs/cgroup/flurry-held/cgroup.procs)"]);
     },
     TEST_MS,
   );
