@@ -37,20 +37,22 @@ export interface DeployOptions {
   bundle: WorkerBundle;
   memMiB: number;
   mode: "request" | "shared";
+  /** Forks ahead of need at most. */
+  ahead: number;
   signal?: AbortSignal | undefined;
 }
 
 /** Deploys the app to a gateway. Returns its URL when it is ready and has been asked once. */
 export async function deployed(gateway: string, name: string, options: DeployOptions): Promise<string> {
-  const { bundle, memMiB, mode, signal } = options;
+  const { bundle, memMiB, mode, ahead, signal } = options;
   const { workers } = new FlurryClient({ url: gateway });
   const waiting = { queueMs: 600_000, maxQueue: 100_000, timeoutMs: 600_000 };
   let worker = await workers.put(
     name,
     {
-      module: { code: Buffer.from(bundle.code).toString() },
+      module: { code: Buffer.from(bundle.code).toString(), warmUp: [{ path: `/${PATH}` }] },
       memoryMiB: memMiB,
-      http: { isolation: { mode }, ...waiting },
+      http: { isolation: { mode }, ahead, ...waiting },
     },
     { signal },
   );

@@ -9,12 +9,19 @@ import { type Distribution, distributionOf } from "../runtime/stats.ts";
 import { processesOf } from "../runtime/vm/owner.ts";
 import { jsImage } from "../runtime/workers/js/js-image.ts";
 import { loadColdWorker } from "../runtime/workers/js/js-parent.ts";
+import type { RouterStats } from "../runtime/workers/scaling/router-stats.ts";
 import { VmTaskRuntime } from "../runtime/workers/vm-task-runtime.ts";
 import { type Asked, ask, askAll, deployed, serveOnHost } from "./burst-requests.ts";
 
 const MIB = 1024 * 1024;
 /** How often the memory of all VMs is looked at while requests are under way, in ms. */
 const SAMPLE_MS = 100;
+/** Forks ahead of need at most, as by default. */
+const AHEAD = 4;
+/** Requests that come one after the other, each when nothing else is under way. */
+const ALONE = 20;
+/** Time between two looks whether it is quiet, in ms: longer than from an answer to a fork for the next one. */
+const QUIET_MS = 10;
 
 export interface BurstBenchOptions {
   /** Requests in flight at once. */
@@ -45,6 +52,10 @@ export interface BurstBenchResult {
   n: number;
   memMiB: number;
   request: BurstFigures;
+  /** The same where forks are made ahead of need. */
+  ahead: BurstFigures;
+  /** Requests that come one by one, each to a fork: made for it, and made ahead of it. */
+  alone: { forked: Distribution; ahead: Distribution };
   shared: BurstFigures;
   /** The same app on plain Bun on the host. */
   host: { ttfbMs: Distribution; errors: number };
@@ -67,24 +78,31 @@ export async function benchBurst(options: BurstBenchOptions): Promise<BurstBench
     listen: { hostname: "127.0.0.1", port: 0 },
     runtime: () => runtime,
   });
-  const figures = async (mode: "request" | "shared"): Promise<BurstFigures> => {
-    onProgress?.(`${n} requests at once, isolation ${mode}`);
-    const url = await deployed(gateway.url, `burst-${mode}`, { bundle, memMiB, mode, signal });
-    const forksBefore = forksOf(runtime, `burst-${mode}`);
+  const deploy = (name: string, mode: "request" | "shared", ahead: number) =>
+    deployed(gateway.url, name, { bundle, memMiB, mode, ahead, signal });
+  const figures = async (name: string, url: string): Promise<BurstFigures> => {
+    onProgress?.(`${n} requests at once, ${name}`);
+    const forksBefore = statsOf(runtime, name).forks;
     using memory = new MemoryWatch(runtime.host.owner.run);
     const asked = await askAll(url, n);
     return {
       ...shown(asked),
-      children: forksOf(runtime, `burst-${mode}`) - forksBefore,
+      children: statsOf(runtime, name).forks - forksBefore,
       privateBytes: memory.most,
     };
   };
-  const request = await figures("request");
-  const shared = await figures("shared");
+  const requestUrl = await deploy("request", "request", 0);
+  const aheadUrl = await deploy("ahead", "request", AHEAD);
+  onProgress?.("requests that come one by one");
+  const alone = await oneByOne(runtime, requestUrl, aheadUrl, signal);
+  const request = await figures("request", requestUrl);
+  await quiet(runtime, signal);
+  const ahead = await figures("ahead", aheadUrl);
+  const shared = await figures("shared", await deploy("shared", "shared", 0));
   onProgress?.(`${boots} VMs that are booted`);
   const cold = await coldBoots(runtime, bundle, options);
   const { accel = "tcg", cores, slots } = runtime;
-  return { accel, cores, slots, n, memMiB, request, shared, host, cold };
+  return { accel, cores, slots, n, memMiB, request, ahead, alone, shared, host, cold };
 }
 
 async function onHost(app: string, n: number): Promise<BurstBenchResult["host"]> {
@@ -102,8 +120,39 @@ function shown(asked: readonly Asked[]): { ttfbMs: Distribution; errors: number 
   };
 }
 
-function forksOf(runtime: VmTaskRuntime, name: string): number {
-  return runtime.requests.stats().find((one) => one.name === name)?.stats.forks ?? 0;
+/** Asks both in turn, so that whatever else the machine does meets both. */
+async function oneByOne(
+  runtime: VmTaskRuntime,
+  requestUrl: string,
+  aheadUrl: string,
+  signal: AbortSignal | undefined,
+): Promise<BurstBenchResult["alone"]> {
+  const forked: number[] = [];
+  const ahead: number[] = [];
+  for (let turn = 0; turn < ALONE; turn += 1) {
+    await quiet(runtime, signal);
+    forked.push((await ask(requestUrl)).ttfbMs);
+    await quiet(runtime, signal);
+    const before = statsOf(runtime, "ahead").usedAhead;
+    const { ttfbMs } = await ask(aheadUrl);
+    // There is none ready where the host had no room for it.
+    if (statsOf(runtime, "ahead").usedAhead > before) ahead.push(ttfbMs);
+  }
+  return { forked: distributionOf(forked), ahead: distributionOf(ahead) };
+}
+
+/** Waits until no child starts, serves or ends for some time. Nobody tells. */
+async function quiet(runtime: VmTaskRuntime, signal: AbortSignal | undefined): Promise<void> {
+  for (let looks = 0; looks < 3; looks += 1) {
+    const { starting, busy, ending } = runtime.requests.figures().children;
+    signal?.throwIfAborted();
+    if (starting + busy + ending > 0) looks = 0;
+    await new Promise((resolve) => setTimeout(resolve, QUIET_MS));
+  }
+}
+
+function statsOf(runtime: VmTaskRuntime, name: string): RouterStats {
+  return runtime.requests.stats().find((one) => one.name === name)!.stats;
 }
 
 async function coldBoots(

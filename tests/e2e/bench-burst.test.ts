@@ -20,15 +20,18 @@ test("flurry bench burst --json answers a burst in forks without an error, and f
   expect(status).toBe(0);
   const result: BurstBenchResult = JSON.parse(stdout);
   expect([result.n, result.memMiB, result.cold.boots]).toEqual([6, 256, 1]);
-  expect([result.request.errors, result.shared.errors, result.host.errors]).toEqual([0, 0, 0]);
+  const bursts = [result.request, result.ahead, result.shared, result.host];
+  expect(bursts.map(({ errors }) => errors)).toEqual([0, 0, 0, 0]);
   // Each request has a child of its own, and none is forked in vain.
   expect(result.request.children).toBe(6);
   expect(result.shared.children).toBeLessThan(6);
-  for (const { ttfbMs } of [result.request, result.shared, result.host, result.cold]) {
+  const { forked, ahead } = result.alone;
+  for (const ttfbMs of [...[...bursts, result.cold].map((one) => one.ttfbMs), forked, ahead]) {
     expect(ttfbMs.p50).toBeGreaterThan(0);
     expect(ttfbMs.max).toBeGreaterThanOrEqual(ttfbMs.p50);
   }
   expect(result.request.privateBytes).toBeGreaterThan(0);
+  expect(ahead.p50).toBeLessThan(forked.p50);
   // A fork that begins with the worker loaded does far less than a VM that boots and loads it.
   expect(result.request.ttfbMs.p50).toBeLessThan(result.cold.ttfbMs.p50);
 }, 600_000);
