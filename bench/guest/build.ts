@@ -35,7 +35,8 @@ export async function buildGuestProgram(
   const version = await compiler(["--version"], signal);
   const hash = createHash("sha256")
     .update(JSON.stringify([version, FLAGS]))
-    .update(await readFile(source));
+    // With all that it includes.
+    .update(await compiler([...FLAGS, "-E", "-P", source], signal));
   const name = basename(source, ".c");
   const path = join(cacheDir, `${name}-${hash.digest("hex").slice(0, 32)}`);
   if (!(await stat(path).catch(missing))) {

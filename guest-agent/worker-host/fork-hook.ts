@@ -45,7 +45,6 @@ function takePart(reader: LineReader, { fd, prepare, renew }: ForkHookOptions): 
   const busy = prepare();
   if (busy !== undefined) {
     writeSync(fd, `busy ${busy.slice(0, 200)}\n`);
-    reader.line(); // `resume`
     return;
   }
   writeSync(fd, "ready\n");

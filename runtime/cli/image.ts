@@ -17,7 +17,7 @@ const steps = Object.keys(stepEnds) as BuildStep[];
 
 const buildExamples = `
 Examples:
-  flurry image build povray             a built-in recipe: base, povray
+  flurry image build povray             a built-in recipe: base, povray, python
   flurry image build ./my-image.jsonc   a recipe of your own; docs/images.md says what it may contain
   flurry image build povray --rebuild   the same with Debian's newest packages`;
 

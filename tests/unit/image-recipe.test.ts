@@ -108,7 +108,7 @@ describe("parseRecipe()", () => {
 });
 
 describe("loadRecipe()", () => {
-  test.each(["base", "povray"])("knows the built-in recipe %s", async (name) => {
+  test.each(["base", "povray", "python"])("knows the built-in recipe %s", async (name) => {
     const loaded = await loadRecipe(name);
     expect(loaded.recipe.name).toBe(name);
     expect(loaded.fault(["name"], "reason").message).toMatch(
