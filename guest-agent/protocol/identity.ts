@@ -50,7 +50,7 @@ export interface IdentityReceipt {
   draw: Uint8Array;
   /** Whether the kernel's log says that vmgenid reseeded it since the freeze. It says so late, if at all. */
   vmGenId: boolean;
-  /** The public SSH host key, if one was sent and the image has an SSH server. */
+  /** The public SSH host key if the image had any; empty if it has none now. */
   sshKey: string | undefined;
   hooks: HookReceipt[];
   /** CLOCK_MONOTONIC from the first step to the answer: with the hooks, and without. */

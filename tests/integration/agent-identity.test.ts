@@ -65,8 +65,9 @@ describe("an agent that is an ordinary process", () => {
     expect(readFileSync(join(ssh, "ssh_host_ed25519_key"), "utf8")).toBe(sshKey.private);
     expect(statSync(join(ssh, "ssh_host_ed25519_key")).mode & 0o777).toBe(0o600);
     // Without one to put in their place they go all the same: no child has its parent's.
-    expect((await client.identify(freshIdentity())).sshKey).toBeUndefined();
+    expect((await client.identify(freshIdentity())).sshKey).toBe("");
     expect(readdirSync(ssh)).toEqual(["sshd_config"]);
+    expect((await client.identify(freshIdentity({ sshKey }))).sshKey).toBeUndefined();
   });
 
   test("survives that somebody cuts the files of its ids short before a fork", async () => {

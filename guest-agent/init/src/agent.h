@@ -75,7 +75,7 @@ struct ids {
   char vm_id[FL_VM_ID_MAX + 1], hostname[65], machine_id[64], boot_id[64], ssh_key[FL_SSH_KEY_MAX + 2];
   uint64_t before_ns, after_ns;
   uint32_t entropy_bytes;
-  bool reseeded, vm_gen_id;
+  bool reseeded, vm_gen_id, has_ssh_keys;
   uint8_t draw[32];
 };
 void ids_boot(void);

@@ -75,8 +75,7 @@ static void wake(const char *word) {
 
 static void send_identity(void) {
   struct ids *ids = &fork_.ids;
-  bool ssh = ids->ssh_key[0] != 0;
-  struct mp_writer *w = tx_begin(FL_MSG_IDENTIFIED, fork_.id, ssh ? 15 : 14);
+  struct mp_writer *w = tx_begin(FL_MSG_IDENTIFIED, fork_.id, ids->has_ssh_keys ? 15 : 14);
   mp_cstr(w, "hostname");
   mp_cstr(w, ids->hostname);
   mp_cstr(w, "index");
@@ -100,7 +99,7 @@ static void send_identity(void) {
   mp_raw(w, ids->draw, sizeof ids->draw);
   mp_cstr(w, "vmGenId");
   mp_bool(w, ids->vm_gen_id);
-  if (ssh) {
+  if (ids->has_ssh_keys) {
     mp_cstr(w, "sshKey");
     mp_cstr(w, ids->ssh_key);
   }

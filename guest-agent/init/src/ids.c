@@ -231,6 +231,7 @@ void ids_read(struct ids *ids) {
   snprintf(ids->hostname, sizeof ids->hostname, "%s", u.nodename);
   read_line(machine_id.seen, ids->machine_id, sizeof ids->machine_id);
   read_line(boot_id.seen, ids->boot_id, sizeof ids->boot_id);
+  ids->has_ssh_keys = has_ssh_keys;
   if (has_ssh_keys) read_ssh_key(ids->ssh_key, sizeof ids->ssh_key);
   ids->vm_gen_id = ids_forked();
 }
