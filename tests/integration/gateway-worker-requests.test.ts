@@ -108,6 +108,7 @@ describe("requests to workers", () => {
       [new FlurryError("WORKER_LOAD_FAILED", "It throws"), 502, "WORKER_LOAD_FAILED"],
       [new FlurryError("WORKER_TIMEOUT", "No answer"), 504, "WORKER_TIMEOUT"],
       [new FlurryError("QUEUE_FULL", "Too many", { retryAfterSeconds: 3 }), 503, "QUEUE_FULL"],
+      [new FlurryError("NOT_READY", "Forks keep failing", { retryAfterSeconds: 3 }), 503, "NOT_READY"],
       [new FlurryError("SHUTTING_DOWN", "It ends"), 503, "SHUTTING_DOWN"],
       [new Error("/secret/path"), 502, "INTERNAL"],
     ];
@@ -118,7 +119,7 @@ describe("requests to workers", () => {
     for (const [error, status, code] of failures) {
       next = error;
       const answer = await gateway.fetch("/w/shop/");
-      if (code === "QUEUE_FULL") expect(answer.headers.get("retry-after")).toBe("3");
+      if (code === "QUEUE_FULL" || code === "NOT_READY") expect(answer.headers.get("retry-after")).toBe("3");
       const problem = await problemFrom(answer);
       expect(problem).toMatchObject({ status, code });
       expect(problem.detail).not.toContain("/secret");

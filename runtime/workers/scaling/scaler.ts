@@ -65,8 +65,7 @@ export class Scaler<C extends ChildLike> implements Disposable {
     this.#measureNeed(now);
     this.#retireIdle(now);
     this.#startMissing();
-    if (this.#options.rules.mode !== "session") this.giveWay();
-    else this.giveWay({ unusedOnly: true });
+    this.giveWay();
     this.#arm(now);
   }
 
