@@ -61,6 +61,7 @@ export const errorCodes = {
   TASK_NOT_FOUND: { http: 404, exit: 2 },
   ARTIFACT_NOT_FOUND: { http: 404, exit: 2 },
   WORKER_NOT_FOUND: { http: 404, exit: 2 },
+  RECEIPT_NOT_FOUND: { http: 404, exit: 2 },
   SECRET_NOT_FOUND: { http: 404, exit: 2 },
   KEY_NOT_FOUND: { http: 404, exit: 2 },
   LAST_ADMIN_KEY: { http: 409, exit: 2 },

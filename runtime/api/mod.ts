@@ -4,4 +4,5 @@ export * from "./common.ts";
 export * from "./crons.ts";
 export * from "./jobs.ts";
 export * from "./modules.ts";
+export * from "./receipts.ts";
 export * from "./workers.ts";

@@ -1,6 +1,7 @@
 import { HostsApi, KeysApi, SecretsApi } from "./admin.ts";
 import { JobsApi } from "./jobs.ts";
 import { type ClientOptions, Transport } from "./transport.ts";
+import { VmsApi } from "./vms.ts";
 import { WorkersApi } from "./workers.ts";
 
 /**
@@ -21,6 +22,7 @@ export class FlurryClient {
   readonly keys: KeysApi;
   readonly secrets: SecretsApi;
   readonly hosts: HostsApi;
+  readonly vms: VmsApi;
   /** Where it asks. */
   readonly url: string;
 
@@ -33,5 +35,6 @@ export class FlurryClient {
     this.keys = new KeysApi(transport);
     this.secrets = new SecretsApi(transport);
     this.hosts = new HostsApi(transport);
+    this.vms = new VmsApi(transport);
   }
 }

@@ -1,5 +1,6 @@
 import type { KeyLimits, ScheduledRun, Scope } from "../api/mod.ts";
 import type { Clock } from "../clock.ts";
+import type { ChildObserver } from "../fork/child-watch.ts";
 import type { Dispatcher } from "../jobs/dispatcher.ts";
 import type { Jobs } from "../jobs/jobs.ts";
 import type { Store } from "../jobs/ports.ts";
@@ -9,6 +10,7 @@ import type { ServedVersion, ServeOptions } from "../workers/js/js-services.ts";
 import type { RequestFigures } from "../workers/js/request-figures.ts";
 import type { WorkerLogs } from "../workers/js/worker-logs.ts";
 import type { GatewayMetrics } from "./metrics.ts";
+import type { Receipts } from "./receipts.ts";
 import type { StreamPace } from "./stream-pace.ts";
 import type { WebhookGuard } from "./webhook-guard.ts";
 import type { WorkerHosts } from "./worker-hosts.ts";
@@ -28,7 +30,11 @@ export interface WorkerTriggers {
 }
 
 /** What runs tasks, and answers requests if it can. */
-export type GatewayRuntime = TaskRuntime & { readonly requests?: WorkerRequests | undefined };
+export type GatewayRuntime = TaskRuntime & {
+  readonly requests?: WorkerRequests | undefined;
+  /** Tells of its VMs, if it has some, what they prove. */
+  watchChildren?(observer: ChildObserver): Disposable;
+};
 
 /** What every route works with. */
 export interface GatewayContext {
@@ -46,6 +52,7 @@ export interface GatewayContext {
   guard: WebhookGuard;
   metrics: GatewayMetrics;
   pace: StreamPace;
+  receipts: Receipts;
 }
 
 export interface GatewayLimits {

@@ -5,6 +5,7 @@ import { matchedRoutes } from "hono/route";
 import { Counter, Gauge, Histogram, Registry } from "prom-client";
 import { lookupCode } from "../../errors/codes.ts";
 import type { SetAside } from "../api/mod.ts";
+import type { UnprovenField } from "../fork/identity.ts";
 import type { DispatchObserver } from "../jobs/observer.ts";
 import type { Store } from "../jobs/ports.ts";
 import type { RequestFigures } from "../workers/js/request-figures.ts";
@@ -49,6 +50,8 @@ export class GatewayMetrics implements DispatchObserver {
   readonly #setAsideTotal: Counter<"kind">;
   readonly #webhooks: Counter<"outcome">;
   readonly #scheduled: Counter<"outcome">;
+  readonly #unproven: Counter<"field">;
+  readonly #receiptsLost: Counter;
   readonly #store: Pick<Store, "jobs">;
   readonly #activeJobs: Gauge;
   readonly #waiting: Gauge;
@@ -141,6 +144,17 @@ export class GatewayMetrics implements DispatchObserver {
       labelNames: ["outcome"],
       registers,
     });
+    this.#unproven = new Counter({
+      name: "flurry_children_unproven_total",
+      help: "Children that were killed since they had not proven who they are, by what was wrong",
+      labelNames: ["field"],
+      registers,
+    });
+    this.#receiptsLost = new Counter({
+      name: "flurry_receipts_lost_total",
+      help: "Receipts of children that could not be stored",
+      registers,
+    });
     this.#store = store;
     this.#activeJobs = gauge("flurry_jobs_active", "Jobs that have not ended", registers);
     this.#waiting = gauge("flurry_tasks_waiting", "Tasks that wait: queued or retrying", registers);
@@ -205,6 +219,14 @@ export class GatewayMetrics implements DispatchObserver {
 
   scheduledEnded(outcome: ScheduledOutcome): void {
     this.#scheduled.inc({ outcome });
+  }
+
+  childUnproven(field: UnprovenField): void {
+    this.#unproven.inc({ field });
+  }
+
+  receiptsLost(count: number): void {
+    this.#receiptsLost.inc(count);
   }
 
   /** Has figures of the requests to JS workers from now on. To be called once. */

@@ -12,6 +12,7 @@ import type { GatewayContext, GatewayLimits, GatewayRuntime } from "./context.ts
 import { accessLog } from "./logging.ts";
 import { GatewayMetrics } from "./metrics.ts";
 import { bareProblem } from "./problem.ts";
+import { Receipts } from "./receipts.ts";
 import { gatewayRoutes } from "./routes.ts";
 import { Schedules } from "./schedules.ts";
 import { StreamPace } from "./stream-pace.ts";
@@ -75,7 +76,11 @@ export async function openGateway(options: GatewayOptions): Promise<Gateway> {
   const store = stack.use(await openStore({ dir: options.dir, clock }));
   await requireKeys(store, options.listen.hostname);
   const metrics = new GatewayMetrics(store);
+  // Before the runtime, whose last children are told of while it ends.
+  const receipts = stack.use(new Receipts({ store: store.receipts, metrics }));
   const runtime = stack.use(await options.runtime());
+  const watch = runtime.watchChildren?.(receipts);
+  if (watch) stack.use(watch);
   const { requests } = runtime;
   if (requests) metrics.watchRequests(() => requests.figures());
   const { drainMs, leaseMs } = options;
@@ -103,6 +108,7 @@ export async function openGateway(options: GatewayOptions): Promise<Gateway> {
     guard,
     metrics,
     pace: new StreamPace(),
+    receipts,
     hosts,
     schedules,
     signal: ending.signal,

@@ -73,6 +73,7 @@ export function documentOf(app: OpenAPIHono<GatewayEnv>) {
       { name: "workers", description: "What runs a job's tasks" },
       { name: "secrets", description: "Values that tasks get and nobody reads" },
       { name: "keys", description: "Who may ask" },
+      { name: "vms", description: "Children, and what they have proven" },
       { name: "hosts", description: "Machines that run children" },
       { name: "gateway", description: "The gateway itself" },
     ],

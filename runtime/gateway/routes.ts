@@ -10,6 +10,7 @@ import { jobsRoutes } from "./jobs-routes.ts";
 import { keysRoutes } from "./keys-routes.ts";
 import { secretsRoutes } from "./secrets-routes.ts";
 import { submitRoutes } from "./submit-routes.ts";
+import { vmsRoutes } from "./vms-routes.ts";
 import { workerLogsRoutes } from "./worker-logs-routes.ts";
 import { workerScheduledRoutes } from "./worker-scheduled-routes.ts";
 import { workerStateRoutes } from "./worker-state-routes.ts";
@@ -29,6 +30,7 @@ export function gatewayRoutes(context: GatewayContext): GatewayApp[] {
     workerScheduledRoutes(context),
     secretsRoutes(context),
     keysRoutes(context),
+    vmsRoutes(context),
     hostsRoutes(context),
     healthRoutes(context),
     docsRoutes(),

@@ -41,6 +41,7 @@ export interface Store extends AsyncDisposable {
   secrets: SecretStore;
   deliveries: DeliveryStore;
   hosts: HostRegistry;
+  receipts: ReceiptStore;
 }
 
 /** A job to be. */
@@ -301,6 +302,25 @@ export interface LogStore {
   remove(job: string): Promise<void>;
   /** Calls back after each append. */
   onAppend(listener: (job: string) => void): Disposable;
+}
+
+/** What a child has proven, as JSON text. */
+export interface NewReceipt {
+  vm: string;
+  payload: string;
+}
+
+export interface StoredReceipt extends NewReceipt {
+  /** Ed25519 over the payload, in base64, and the key that it is to be checked with, as PEM. */
+  signature: string;
+  publicKey: string;
+}
+
+/** Receipts of the newest children, 100,000 at least. As of logs, the last may be lost with the machine. */
+export interface ReceiptStore {
+  /** Signs and keeps them. */
+  add(receipts: readonly NewReceipt[]): Promise<void>;
+  find(vm: string): Promise<StoredReceipt | undefined>;
 }
 
 export interface WorkerStore {

@@ -10,6 +10,7 @@ import { lockDirectory } from "./lock.ts";
 import { migrate } from "./migrations.ts";
 import { voidLeases } from "./recovery.ts";
 import { Sealer } from "./sealing.ts";
+import { SigningKey } from "./signing-key.ts";
 import { SqliteDeliveries } from "./sqlite-deliveries.ts";
 import { SqliteHosts } from "./sqlite-hosts.ts";
 import { JobSteps } from "./sqlite-job-steps.ts";
@@ -17,6 +18,7 @@ import { SqliteJobs } from "./sqlite-jobs.ts";
 import { SqliteKeys } from "./sqlite-keys.ts";
 import { SqliteLogs } from "./sqlite-logs.ts";
 import { SqliteQueue } from "./sqlite-queue.ts";
+import { SqliteReceipts } from "./sqlite-receipts.ts";
 import { SqliteSecrets } from "./sqlite-secrets.ts";
 import { SqliteWorkers } from "./sqlite-workers.ts";
 import { storeError } from "./store-error.ts";
@@ -40,6 +42,7 @@ export async function openStore(options: StoreOptions): Promise<Store> {
   const database = stack.use(new Database(join(dir, "flurry.db")));
   migrate(database);
   const sealer = await Sealer.open(join(dir, "secret.key"));
+  const signingKey = await SigningKey.open(join(dir, "receipts.key"));
   const deliveries = new SqliteDeliveries(database, clock, sealer);
   const ledger = new Ledger(database, clock, deliveries);
   const keys = new IdempotencyKeys(database, clock);
@@ -54,6 +57,7 @@ export async function openStore(options: StoreOptions): Promise<Store> {
     secrets: new SqliteSecrets(database, clock, sealer),
     deliveries,
     hosts: new SqliteHosts(database, clock),
+    receipts: stack.use(new SqliteReceipts(join(dir, "receipts.db"), signingKey)),
   };
   voidLeases(ledger);
   stack.use(steps);

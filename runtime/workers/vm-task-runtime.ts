@@ -5,7 +5,9 @@ import { getLogger } from "@logtape/logtape";
 import { codeOf, FlurryError } from "../../errors/errors.ts";
 import { isModule, type WorkerSpec } from "../api/mod.ts";
 import { type Clock, systemClock } from "../clock.ts";
-import type { Child, Identity } from "../fork/child.ts";
+import type { Child } from "../fork/child.ts";
+import { type ChildObserver, watchChildren } from "../fork/child-watch.ts";
+import type { Identity } from "../fork/identity.ts";
 import { Memserver } from "../fork/memserver.ts";
 import type { Parent } from "../fork/parent.ts";
 import { memserverKeys } from "../home.ts";
@@ -112,6 +114,11 @@ export class VmTaskRuntime implements TaskRuntime {
 
   onReadiness(listener: (family: string) => void): Disposable {
     return this.#families.onReadiness(listener);
+  }
+
+  /** Hears from now on what children prove. */
+  watchChildren(observer: ChildObserver): Disposable {
+    return watchChildren(this.host, observer);
   }
 
   async admit(family: string, signal: AbortSignal): Promise<Disposable> {

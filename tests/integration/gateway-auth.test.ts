@@ -25,6 +25,7 @@ const needs: Record<Scope | "nothing", string[]> = {
     "watchWorkerState",
     "readWorkerLogs",
     "listHosts",
+    "getReceipt",
     "getMetrics",
   ],
   submit: [

@@ -24,6 +24,7 @@ const classes: Record<FailureClass, (keyof typeof errorCodes)[]> = {
     "TASK_NOT_FOUND",
     "ARTIFACT_NOT_FOUND",
     "WORKER_NOT_FOUND",
+    "RECEIPT_NOT_FOUND",
     "WORKER_LOAD_FAILED",
     "UPGRADE_UNSUPPORTED",
     "OUTBOUND_FORBIDDEN",

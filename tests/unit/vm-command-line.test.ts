@@ -29,7 +29,7 @@ describe("commandLine()", () => {
     expect(args).toContain("-no-user-config");
     expect(args).toContain("-no-reboot");
     const devices = valuesOf(args, "-device").map((value) => value.split(",")[0]);
-    expect(devices).toEqual(["virtio-serial-pci", "virtserialport", "virtio-blk-pci", "vmgenid"]);
+    expect(devices).toEqual(["virtio-serial-pci", "virtserialport", "virtio-blk-pci"]);
     expect(args.filter((arg) => /^-(?:nic|net|netdev|usb|vga|monitor|virtfs|fsdev)/.test(arg))).toEqual([]);
     expect(valuesOf(args, "-device").join()).not.toMatch(/net|balloon|vga|usb/);
   });
@@ -50,6 +50,17 @@ describe("commandLine()", () => {
     expect(worker).toBe("virtserialport,id=workerport,bus=serial.0,nr=2,chardev=worker,name=flurry.worker");
     const args = commandLine({ ...child, profile: { ...profile, workerPort: true } });
     expect(valuesOf(args, "-chardev")).toContain("socket,id=worker,path=/run,,3/w");
+  });
+
+  test("gives a machine a generation id of its own by the accelerator, unless it is said", () => {
+    const has = (changes: Partial<MachineProfile>) =>
+      valuesOf(commandLine({ ...child, profile: { ...profile, ...changes } }), "-device").includes(
+        "vmgenid,id=generation,guid=auto",
+      );
+    expect(has({})).toBe(false);
+    expect(has({ generationId: true })).toBe(true);
+    expect(has({ accel: "kvm" })).toBe(true);
+    expect(has({ accel: "kvm", generationId: false })).toBe(false);
   });
 
   test("doubles the commas of paths, which end a value else", () => {
@@ -99,6 +110,7 @@ describe("deviceHash()", () => {
     expect(deviceHash(OLD, profile)).not.toBe(hash);
     expect(deviceHash(NEW, { ...profile, workerPort: false })).toBe(hash);
     expect(deviceHash(NEW, { ...profile, workerPort: true })).not.toBe(hash);
+    expect(deviceHash(NEW, { ...profile, generationId: true })).not.toBe(hash);
   });
 });
 
