@@ -58,6 +58,26 @@ describe("fork()", () => {
   );
 
   test(
+    "gives siblings that are equal in nothing that tells machines apart, each as it was told",
+    async () => {
+      await using siblings = await family(2);
+      const script = `cat /etc/machine-id /proc/sys/kernel/random/boot_id /proc/sys/kernel/random/uuid
+        head -c 32 /dev/urandom | od -An -v -tx1 | tr -d ' \\n'`;
+      const told = await Promise.all(
+        siblings.children.map(async ({ agent, proof: { sent, read } }) => {
+          const { stdout } = await agent.run(["/bin/sh", "-c", script]);
+          const [machineId, bootId, uuid, bytes] = stdout.trim().split("\n");
+          expect({ machineId, bootId }).toEqual({ machineId: sent.machineId, bootId: sent.bootId });
+          expect(bytes).toMatch(/^[0-9a-f]{64}$/);
+          return [machineId, bootId, uuid, bytes, read.draw.join(), read.hostname, read.vmId];
+        }),
+      );
+      expect(new Set(told.flat()).size).toBe(14);
+    },
+    TEST_MS,
+  );
+
+  test(
     "gives a child without any network but its own",
     async () => {
       await using child = await parent.fork({ identity: { index: 0, hostname: "alone" } });
