@@ -65,6 +65,7 @@ void identity_quiesce(const struct msg *m);
 void identity_identify(const struct msg *m);
 void identity_release(const struct msg *m);
 bool identity_is_quiet(void);
+bool identity_is_preparing(void);
 void identity_pump(void); /* answers what waits for hooks, when they have */
 void identity_timer(void);
 void identity_forget(void);

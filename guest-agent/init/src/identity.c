@@ -66,6 +66,8 @@ void identity_hello(uint32_t id) {
 
 bool identity_is_quiet(void) { return fork_.state != AWAKE; }
 
+bool identity_is_preparing(void) { return fork_.state == PREPARING; }
+
 static void wake(const char *word) {
   hold_end();
   hooks_go(word);

@@ -19,8 +19,11 @@ static void quiesce(const struct msg *m) {
   identity_quiesce(m);
 }
 
-/* Before a fork is released, its processes stand still: nothing is done that could be theirs. */
+/* Before a fork is released, its processes stand still: nothing is done that could be theirs. A host may look at
+ * files for itself, but not while its last word is awaited that all are at rest. */
 static bool is_for_fork(uint32_t type) {
+  bool is_for_look = type == FL_MSG_GET || type == FL_MSG_CREDIT || type == FL_MSG_CANCEL;
+  if (is_for_look) return !identity_is_preparing();
   return type == FL_MSG_PING || type == FL_MSG_HELLO || type == FL_MSG_IDENTIFY || type == FL_MSG_QUIESCE ||
          type == FL_MSG_RELEASE || type == FL_MSG_SHUTDOWN;
 }
