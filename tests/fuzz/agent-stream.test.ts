@@ -1,8 +1,10 @@
 import { afterAll, beforeAll, expect, test } from "bun:test";
-import { once } from "node:events";
+import { readFileSync } from "node:fs";
 import { join } from "node:path";
+import { setImmediate } from "node:timers/promises";
 import fc from "fast-check";
 import { pack } from "msgpackr";
+import { codeOf } from "../../errors/errors.ts";
 import { encodeData, encodeMessage, FrameReader } from "../../guest-agent/protocol/codec.ts";
 import { MARKER, messageTypes } from "../../guest-agent/protocol/constants.ts";
 import { parseMessage } from "../../guest-agent/protocol/messages.ts";
@@ -74,9 +76,21 @@ function mutated(bytes: fc.Arbitrary<Uint8Array>): fc.Arbitrary<Uint8Array> {
   );
 }
 
+/** Bytes that the agent has read so far; endless once it is gone. */
+function bytesRead(): number {
+  try {
+    return Number(/rchar: (\d+)/.exec(readFileSync(`/proc/${agent.pid}/io`, "utf8"))![1]);
+  } catch (error) {
+    if (codeOf(error) === "ENOENT" || codeOf(error) === "ESRCH") return Number.POSITIVE_INFINITY;
+    throw error;
+  }
+}
+
 /** A new host says `stream`, then starts a session of its own: the agent must answer that. */
 async function survives(stream: Uint8Array): Promise<void> {
   const socket = await agent.socket();
+  const closed = new Promise((resolve) => socket.once("close", resolve));
+  const before = bytesRead();
   const answered = Promise.withResolvers<void>();
   const reader = new FrameReader();
   socket.on("data", (chunk: Uint8Array) =>
@@ -86,10 +100,11 @@ async function survives(stream: Uint8Array): Promise<void> {
     }),
   );
   // An earlier stream may have left it at rest, where hardly anything is taken.
-  const awake = encodeMessage(messageTypes.RELEASE, 4_000_001);
-  const last = encodeMessage(messageTypes.PING, 4_000_000);
-  socket.write(Buffer.concat([MARKER, awake, stream, MARKER, last]));
-  await Promise.race([answered.promise, once(socket, "close")]);
+  socket.write(Buffer.concat([MARKER, encodeMessage(messageTypes.RELEASE, 4_000_001), stream]));
+  // A marker beats whatever stands before it in the agent's buffer: so not before all of that was read.
+  while (bytesRead() < before + stream.length && agent.alive && !socket.destroyed) await setImmediate();
+  socket.write(Buffer.concat([MARKER, encodeMessage(messageTypes.PING, 4_000_000)]));
+  await Promise.race([answered.promise, closed]);
   if (!agent.alive || socket.destroyed) {
     await agent.exited;
     // Chance may say SHUTDOWN: that, and nothing else, ends an agent, and cleanly.
