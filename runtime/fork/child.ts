@@ -8,6 +8,7 @@ import type { TakenShell } from "../vm/shell-pool.ts";
 import type { ChildMemory, GivenMemory } from "./child-memory.ts";
 import type { Proof } from "./child-watch.ts";
 import { checkReceipt, Draws, type Identity, nanoseconds, newIdentity, UnprovenError } from "./identity.ts";
+import { lookAgain } from "./second-look.ts";
 
 /** Milliseconds in which a child must prove who it is. Many children may share one emulated core. */
 const IDENTIFY_DEADLINE_MS = 30_000;
@@ -37,6 +38,10 @@ export interface StartChildOptions {
   identity: Identity;
   /** Processes of the parent that have a fork hook. @default 0 */
   hooks?: number | undefined;
+  /** Those of them that have given evidence, in siblings: see `checkReceipt`. */
+  evident?: Set<string> | undefined;
+  /** Looks at what it has proven in a second way too. @default false */
+  secondLook?: boolean | undefined;
   /** RAM of the guest in bytes. */
   memBytes: number;
   /** What time it is in the child. @default the system's */
@@ -91,7 +96,7 @@ export class Child implements AsyncDisposable {
     const { taken, clock = systemClock, timeoutMs = IDENTIFY_DEADLINE_MS, signal } = options;
     const { shell, warm } = taken;
     const { qemu } = shell;
-    const { hooks = 0 } = options;
+    const { hooks = 0, evident = new Set() } = options;
     const sentAt = clock.now();
     const sent = newIdentity(options.id, options.identity, clock);
     const began = performance.now();
@@ -117,10 +122,12 @@ export class Child implements AsyncDisposable {
       // Together: whichever fails first ends it.
       const [read] = await Promise.race([Promise.all([proof, ran]), loss]);
       const elapsedMs = performance.now() - began;
-      checkReceipt(read, { sent, elapsedMs, hooks, draws });
+      checkReceipt(read, { sent, elapsedMs, hooks, draws, evident });
+      if (options.secondLook) await Promise.race([lookAgain(agent, sent, read, { timeoutMs, signal }), loss]);
+      const answerMs = performance.now() - began;
       // Not before: until then no process of the guest runs but its agent.
       agent.release({ realtimeNs: nanoseconds(clock.now()) });
-      const times = { warm, shellMs: options.shellMs, runningMs, answerMs: elapsedMs };
+      const times = { warm, shellMs: options.shellMs, runningMs, answerMs };
       return new Child(options, agent, times, { sent, read, hooks, sentAt, elapsedMs }, memory);
     } catch (error) {
       const info = isClosed(error) ? await within(qemu.exited, EXIT_GRACE_MS) : undefined;

@@ -41,7 +41,13 @@ export class ColdVm implements AsyncDisposable {
       const sent = newIdentity(id, options.identity, systemClock);
       const sentAt = performance.now();
       const read = await vm.agent.identify(sent, { signal: options.signal });
-      checkReceipt(read, { sent, elapsedMs: performance.now() - sentAt, hooks: 0, draws: new Draws() });
+      checkReceipt(read, {
+        sent,
+        elapsedMs: performance.now() - sentAt,
+        hooks: 0,
+        draws: new Draws(),
+        evident: new Set(),
+      });
       const answerMs = performance.now() - began;
       return new ColdVm(id, vm, { warm: false, shellMs: 0, runningMs: vm.readyMs, answerMs });
     } catch (error) {

@@ -12,6 +12,8 @@ const CLOCK_SLACK_MS = 1000;
 const LEAST_DIFFERENT_BYTES = 12;
 /** Children whose random numbers are compared with those of the next one. */
 const REMEMBERED = 4096;
+/** Most hooks of a parent. */
+const MOST_HOOKS = 64;
 
 /** Who a child is to be. */
 export interface Identity {
@@ -97,6 +99,8 @@ export interface Expected {
   /** Processes of the parent that had a fork hook at the freeze. */
   hooks: number;
   draws: Draws;
+  /** Hooks of the same parent that have given evidence in a child: they have to in each. */
+  evident: Set<string>;
 }
 
 /**
@@ -133,7 +137,7 @@ export function checkReceipt(read: IdentityReceipt, expected: Expected): void {
 
 function checkHooks(
   { hooks }: IdentityReceipt,
-  { hooks: expected, draws }: Expected,
+  { hooks: expected, draws, evident }: Expected,
   refuse: (field: UnprovenField, reason: string) => UnprovenError,
 ): void {
   if (hooks.length !== expected) throw refuse("hooks", `are ${hooks.length} of ${expected}`);
@@ -143,7 +147,12 @@ function checkHooks(
     if (!ok) throw refuse("hooks", `failed: ${who}: ${text}`);
     if (seen.has(who)) throw refuse("hooks", `name one twice: ${who}`);
     seen.add(who);
-    if (text !== "" && !draws.add(`${name} ${text}`)) {
+    if (text === "") {
+      if (evident.has(name)) throw refuse("hooks", `gave no evidence, as in other children: ${who}`);
+      continue;
+    }
+    if (evident.size < MOST_HOOKS) evident.add(name);
+    if (!draws.add(`${name} ${text}`)) {
       throw refuse("hooks", `gave evidence that another has given, too: ${who}`);
     }
   }

@@ -32,6 +32,8 @@ export interface ParentOptions {
 
 export interface ForkOptions {
   identity: Identity;
+  /** Looks at what the child has proven in a second way too: see `lookAgain`. @default for the first child */
+  secondLook?: boolean | undefined;
   /** What time it is in the child. @default the system's */
   clock?: Clock | undefined;
   /** Milliseconds for the child to prove its identity. @default 30000 */
@@ -52,6 +54,9 @@ export class Parent implements AsyncDisposable {
   #arriving: boolean;
   #hasArrived = false;
   #stamp: string | undefined;
+  /** Whether a child has been looked at twice: all have the same agent. */
+  #lookedAgain = false;
+  readonly #evident = new Set<string>();
 
   /** @throws FlurryError FINGERPRINT_MISMATCH when the descriptor was made on another machine */
   constructor(options: ParentOptions) {
@@ -117,14 +122,16 @@ export class Parent implements AsyncDisposable {
     const taken = await this.shells.take(options.signal);
     try {
       const child = await Child.start({
+        secondLook: !this.#lookedAgain,
         ...options,
-        ...{ taken, hooks },
+        ...{ taken, hooks, evident: this.#evident },
         shellMs: performance.now() - began,
         // By its shell: one that has just been taken may be of the time before the image had arrived.
         memory: this.#memoryOf(taken.shell),
         id: `vm-${randomBytes(6).toString("hex")}`,
         memBytes: ram.bytes,
       });
+      this.#lookedAgain = true;
       const parent = { image: fingerprint.image, memory: ram.hash, frozenAt };
       tellProven(this.#host, { ...child.proof, parent });
       return child;

@@ -60,7 +60,13 @@ describe("newIdentity()", () => {
 describe("checkReceipt()", () => {
   const check = (change: (sent: GuestIdentity) => Partial<IdentityReceipt>, elapsedMs = 5) => {
     const sent = sentIdentity();
-    checkReceipt(honest(sent, change(sent)), { sent, elapsedMs, hooks: 1, draws: new Draws() });
+    checkReceipt(honest(sent, change(sent)), {
+      sent,
+      elapsedMs,
+      hooks: 1,
+      draws: new Draws(),
+      evident: new Set<string>(),
+    });
   };
 
   test("accepts what an honest child reads back", () => {
@@ -103,7 +109,7 @@ describe("checkReceipt()", () => {
   test("refuses hooks that name one twice, in place of another", async () => {
     const sent = sentIdentity();
     const read = honest(sent, { hooks: [hook(), hook()] });
-    const expected = { sent, elapsedMs: 5, hooks: 2, draws: new Draws() };
+    const expected = { sent, elapsedMs: 5, hooks: 2, draws: new Draws(), evident: new Set<string>() };
     const error = await rejection((async () => checkReceipt(read, expected))());
     expect(error).toMatchObject({ field: "hooks" });
     expect(error.message).toContain('name one twice: "app" (process 70)');
@@ -114,22 +120,34 @@ describe("checkReceipt()", () => {
     ["hooks", ({ hooks }) => ({ hooks })],
   ])("refuses a child whose %s is that of another child", async (field, change) => {
     const draws = new Draws();
+    const evident = new Set<string>();
     const first = sentIdentity();
     const receipt = honest(first);
-    checkReceipt(receipt, { sent: first, elapsedMs: 5, hooks: 1, draws });
+    checkReceipt(receipt, { sent: first, elapsedMs: 5, hooks: 1, draws, evident });
     const sent = sentIdentity();
     const second = honest(sent, change(receipt));
     const error = await rejection(
-      (async () => checkReceipt(second, { sent, elapsedMs: 5, hooks: 1, draws }))(),
+      (async () => checkReceipt(second, { sent, elapsedMs: 5, hooks: 1, draws, evident }))(),
     );
     expect(error).toMatchObject({ field });
+  });
+
+  test("refuses a hook without evidence if it has given some in another child", async () => {
+    const common = { elapsedMs: 5, hooks: 1, draws: new Draws(), evident: new Set<string>() };
+    const receipt = (text: string) => {
+      const sent = sentIdentity();
+      checkReceipt(honest(sent, { hooks: [hook({ text })] }), { sent, ...common });
+    };
+    receipt("");
+    receipt("0123");
+    expect(await rejection((async () => receipt(""))())).toMatchObject({ field: "hooks" });
   });
 
   test("does not take the same for two hooks of different names", () => {
     const text = "0123";
     const sent = sentIdentity();
     const read = honest(sent, { hooks: [hook({ text }), hook({ name: "other", text })] });
-    checkReceipt(read, { sent, elapsedMs: 5, hooks: 2, draws: new Draws() });
+    checkReceipt(read, { sent, elapsedMs: 5, hooks: 2, draws: new Draws(), evident: new Set<string>() });
   });
 });
 
