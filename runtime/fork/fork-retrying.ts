@@ -2,7 +2,7 @@ import type { Child } from "./child.ts";
 import { UnprovenError } from "./identity.ts";
 import type { ForkOptions, Parent } from "./parent.ts";
 
-/** Children of which one has to prove who it is. */
+/** Children of which one has to prove who it is. Jobs and routers have bounds of their own. */
 const MOST_CHILDREN = 3;
 
 /**

@@ -1,10 +1,13 @@
-import { afterAll, afterEach, beforeAll, describe, expect, test } from "bun:test";
+import { afterAll, afterEach, beforeAll, describe, expect, spyOn, test } from "bun:test";
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
+import type { SignedReceipt, TaskResult } from "../../runtime/api/mod.ts";
+import { Parent } from "../../runtime/fork/parent.ts";
 import { familyOf } from "../../runtime/jobs/family.ts";
 import { processesOf } from "../../runtime/vm/owner.ts";
 import { VmTaskRuntime } from "../../runtime/workers/vm-task-runtime.ts";
 import { rejection } from "../support/agent-peer.ts";
+import { eventually, GatewaySandbox } from "../support/gateway-sandbox.ts";
 import { SETUP_MS, stopProcess, TEST_MS, type TemporaryDirectory } from "../support/vm.ts";
 import { ChannelCutter, canCutChannels, runningChildren } from "../support/workers-children.ts";
 import { attempt, homeWithImages, never, script } from "../support/workers-runtime.ts";
@@ -216,6 +219,34 @@ describe("a child that is lost", () => {
     "does not keep the next one from running",
     async () => {
       expect(await attempt(runtime, script("echo fine", warm))).toMatchObject({ stdout: "fine\n" });
+    },
+    TEST_MS,
+  );
+});
+
+describe("a task of a gateway", () => {
+  test(
+    "is done by another child when the first one has not proven who it is",
+    async () => {
+      const fork = Parent.prototype.fork;
+      using spy = spyOn(Parent.prototype, "fork");
+      spy.mockImplementationOnce(function (this: Parent, options) {
+        return fork.call(this, { ...options, timeoutMs: 1 });
+      });
+      await using gateway = await GatewaySandbox.open({
+        runtime: () => VmTaskRuntime.open({ home: home.path, slots: 1 }),
+      });
+      const worker = script("echo $FLURRY_VM_ID", warm);
+      const job = await gateway.submit({ worker, tasks: { count: 1 }, retry: { maxAttempts: 1 } });
+      await eventually(async () => (await gateway.json(`/v1/jobs/${job.id}`)).state === "succeeded");
+      expect(spy).toHaveBeenCalledTimes(2);
+      const results = await (await gateway.fetch(`/v1/jobs/${job.id}/results`)).text();
+      const { stdout } = JSON.parse(results.trim().split("\n")[0]!) as TaskResult;
+      const { receipt } = await gateway.json<SignedReceipt>(`/v1/vms/${stdout!.trim()}/receipt`);
+      expect(receipt).toMatchObject({ vm: stdout!.trim(), read: { index: 0, reseeded: true } });
+      const metrics = await (await gateway.fetch("/metrics")).text();
+      expect(metrics).toContain('flurry_children_unproven_total{field="answer"} 1');
+      expect(metrics).toContain('flurry_attempts_total{outcome="infrastructure",code="CHILD_UNPROVEN"} 1');
     },
     TEST_MS,
   );

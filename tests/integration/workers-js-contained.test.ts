@@ -1,4 +1,4 @@
-import { afterAll, afterEach, beforeAll, describe, expect, test } from "bun:test";
+import { afterAll, afterEach, beforeAll, describe, expect, spyOn, test } from "bun:test";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { bundleWorker, type WorkerBundle } from "../../guest-agent/worker-host/bundle.ts";
@@ -180,6 +180,24 @@ function at(times: number[], share: number): string {
 }
 
 describe("a child of isolation by request", () => {
+  test(
+    "is another one when the first has not proven who it is, and the request does not see it",
+    async () => {
+      const fork = parent.fork.bind(parent);
+      using spy = spyOn(parent, "fork");
+      spy.mockImplementationOnce((options) => fork({ ...options, timeoutMs: 1 }));
+      await using one = service({ mode: "request" });
+      expect(await (await one.handle(get("/?n=7"))).text()).toBe("7");
+      expect(spy).toHaveBeenCalledTimes(2);
+      expect(one.stats()).toMatchObject({ forks: 2, failedForks: 1 });
+      spy.mockImplementation((options) => fork({ ...options, timeoutMs: 1 }));
+      const error = await rejection(one.handle(get("/?n=8")));
+      expect(error).toMatchObject({ code: "CHILD_UNPROVEN", field: "answer" });
+      expect(spy).toHaveBeenCalledTimes(5);
+    },
+    TEST_MS,
+  );
+
   test(
     "is gone within a second of its answer",
     async () => {

@@ -9,7 +9,6 @@ import {
   type WorkerLog,
 } from "../../../guest-agent/protocol/worker/mod.ts";
 import type { Child, StartTimes } from "../../fork/child.ts";
-import { forkRetrying } from "../../fork/fork-retrying.ts";
 import type { Parent } from "../../fork/parent.ts";
 import { deathOf } from "./worker-death.ts";
 
@@ -71,7 +70,7 @@ export class JsChild implements AsyncDisposable {
    */
   static async fork(parent: Parent, options: JsForkOptions): Promise<JsChild> {
     const { index, name, env, secrets, signal } = options;
-    const vm = await forkRetrying(parent, { identity: { index, hostname: `${name}-${index}` }, signal });
+    const vm = await parent.fork({ identity: { index, hostname: `${name}-${index}` }, signal });
     await using stack = new AsyncDisposableStack();
     stack.use(vm);
     const child = new JsChild(vm, options);
