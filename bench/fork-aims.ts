@@ -28,6 +28,7 @@ export function forkAims(result: ForkBenchResult): Aim[] {
       below: 1 / 50,
       unit: "ratio",
     },
+    { name: "identity of it, p50", value: result.identifyMs.totalMs.p50, below: 15, unit: "ms" },
     {
       name: "private memory of an idle child above a bare QEMU's, p50",
       value: result.privateBytesPerChild.p50 - barePrivateBytes.p50,

@@ -32,6 +32,15 @@ export interface WarmAndCold {
   cold: Distribution;
 }
 
+/** What the identity takes of a child's time until its first answer, by the guest's clock. */
+export interface IdentifyTimes {
+  /** What the agent does: entropy, clock, names, ids. */
+  kernelMs: Distribution;
+  /** Processes with a fork hook; the parent of this benchmark has none. */
+  hooksMs: Distribution;
+  totalMs: Distribution;
+}
+
 /** Times in milliseconds, sizes in bytes. */
 export interface ForkBenchResult {
   accel: string;
@@ -53,6 +62,8 @@ export interface ForkBenchResult {
   forkRunningMs: WarmAndCold;
   /** From the call of fork to the child's proven identity. */
   forkAnswerMs: WarmAndCold;
+  /** Of those that came from waiting shells, one at a time. */
+  identifyMs: IdentifyTimes;
   /** `n` forks at once from waiting shells, until the last one runs. */
   allRunningMs: number;
   allAnsweredMs: number;
@@ -102,8 +113,19 @@ export async function benchFork(options: ForkBenchOptions): Promise<ForkBenchRes
     shellStartMs,
     forkRunningMs: { warm: distributionOf(warm.running), cold: distributionOf(cold.running) },
     forkAnswerMs: { warm: distributionOf(warm.answer), cold: distributionOf(cold.answer) },
+    identifyMs: identifyTimes(warm.proofs),
     ...together,
     failures: forks.failures,
+  };
+}
+
+function identifyTimes(proofs: readonly Child["proof"][]): IdentifyTimes {
+  const distribution = (ns: (read: Child["proof"]["read"]) => number) =>
+    distributionOf(proofs.map(({ read }) => ns(read) / 1e6));
+  return {
+    kernelMs: distribution(({ kernelNs }) => kernelNs),
+    hooksMs: distribution(({ tookNs, kernelNs }) => tookNs - kernelNs),
+    totalMs: distribution(({ tookNs }) => tookNs),
   };
 }
 
@@ -169,11 +191,12 @@ class ForkRuns {
     this.#signal = signal;
   }
 
-  async oneByOne(count: number, warm: boolean): Promise<{ running: number[]; answer: number[] }> {
+  async oneByOne(count: number, warm: boolean) {
     if (warm) await this.#parent.shells.keep(count, this.#signal);
     await this.#parent.shells.keep(0, this.#signal);
     const running: number[] = [];
     const answer: number[] = [];
+    const proofs: Child["proof"][] = [];
     for (let index = 0; index < count; index++) {
       const child = await this.#fork(index);
       if (!child) continue;
@@ -181,8 +204,9 @@ class ForkRuns {
       const { shellMs, runningMs, answerMs } = child.times;
       running.push(shellMs + runningMs);
       answer.push(shellMs + answerMs);
+      proofs.push(child.proof);
     }
-    return { running, answer };
+    return { running, answer, proofs };
   }
 
   async together(count: number) {

@@ -222,6 +222,8 @@ function resultTable(result: ForkBenchResult): string {
     time("fork to running, cold shell", result.forkRunningMs.cold),
     time("fork to first answer, warm shell", result.forkAnswerMs.warm),
     time("fork to first answer, cold shell", result.forkAnswerMs.cold),
+    time("identity of it: kernel and files", result.identifyMs.kernelMs),
+    time("identity of it: with fork hooks", result.identifyMs.totalMs),
     size("private memory of a bare QEMU", result.barePrivateBytes),
     size("private memory of an idle child", result.privateBytesPerChild),
     [`${result.n} children at once, all running`, formatMs(result.allRunningMs)],

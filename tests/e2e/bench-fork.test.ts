@@ -12,7 +12,7 @@ const distributions = ["coldBootMs", "bareQemuStartMs", "pauseMs", "shellStartMs
 const warmAndCold = ["forkRunningMs", "forkAnswerMs"];
 const numbers = ["cores", "memMiB", "n", "descriptorBytes", "allRunningMs", "allAnsweredMs", "failures"];
 /** What a reader needs to judge the others: the memory of a QEMU without a guest, and the aims. */
-const more = ["barePrivateBytes", "aims"];
+const more = ["barePrivateBytes", "identifyMs", "aims"];
 
 let sandbox: CliSandbox;
 
@@ -53,6 +53,9 @@ describe("flurry bench fork", () => {
       expectDistribution(warm);
       expectDistribution(cold);
     }
+    const { kernelMs, hooksMs, totalMs } = result.identifyMs as Record<string, Distribution>;
+    for (const times of [kernelMs, hooksMs, totalMs]) expectDistribution(times);
+    expect(totalMs!.p50).toBeGreaterThan(kernelMs!.p50);
     for (const key of numbers) expect(result[key]).toEqual(expect.any(Number));
     expect(result).toMatchObject({ n: 3, memMiB: 128, failures: 0 });
     expect(result.accel).toMatch(/^(tcg|kvm)$/);

@@ -1,4 +1,5 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
+import { generateKeyPairSync } from "node:crypto";
 import { mkdirSync, readFileSync, rmSync, statSync, symlinkSync, writeFileSync } from "node:fs";
 import { readdir } from "node:fs/promises";
 import { join } from "node:path";
@@ -130,6 +131,35 @@ describe("flurry job submit", () => {
     expect((await flurry(["secret", "rm", "token"])).stdout).toBe("Removed token\n");
     const without = await submit(["--secret", "TOKEN=token", "--json"], "true");
     expect(errorOf(without).code).toBe("SECRET_NOT_FOUND");
+  });
+
+  test("flurry vm receipt shows what the VM of a task has proven, and that it is signed", async () => {
+    const ran = await submit(["--wait"], "echo $FLURRY_VM_ID; uname -n; cat /etc/machine-id");
+    const [id, hostname, machineId] = ran.stdout.split("\n").map((line) => line.replace("[0] ", ""));
+    const table = await flurry(["vm", "receipt", id!]);
+    expect(table.status).toBe(0);
+    expect(table.stdout).toMatch(new RegExp(`^host name +${hostname} +${hostname}$`, "m"));
+    expect(table.stdout).toMatch(new RegExp(`^machine id +${machineId} +${machineId}$`, "m"));
+    expect(table.stdout).toContain("Signature: valid, by the key that the gateway shows");
+    const [shown] = eventsOf(await flurry(["vm", "receipt", id!, "--json"]));
+    expect(shown).toMatchObject({ event: "receipt", valid: true, receipt: { vm: id } });
+    const key = join(sandbox.directory, "receipts.pem");
+    writeFileSync(key, String(shown!.publicKey));
+    expect((await flurry(["vm", "receipt", id!, "--public-key", key])).stdout).toContain(
+      `valid, by the key in ${key}`,
+    );
+    const other = generateKeyPairSync("ed25519").publicKey.export({ type: "spki", format: "pem" });
+    writeFileSync(key, other);
+    const foreign = await flurry(["vm", "receipt", id!, "--public-key", key]);
+    expect(foreign.status).toBe(5);
+    expect(foreign.stdout).toContain(`Signature: NOT VALID, by the key in ${key}`);
+    expect(errorOf(await flurry(["vm", "receipt", "vm-none", "--json"]))).toMatchObject({
+      code: "RECEIPT_NOT_FOUND",
+      hint: expect.stringContaining("100000"),
+    });
+    writeFileSync(key, "no key");
+    const noKey = await flurry(["vm", "receipt", id!, "--public-key", key, "--json"]);
+    expect([noKey.status, errorOf(noKey).code]).toEqual([2, "BAD_ARGUMENT"]);
   });
 
   test("with --dry-run checks the job and stores nothing", async () => {
