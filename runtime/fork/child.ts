@@ -13,6 +13,9 @@ import { lookAgain } from "./second-look.ts";
 /** Milliseconds in which a child must prove who it is. Many children may share one emulated core. */
 const IDENTIFY_DEADLINE_MS = 30_000;
 
+/** Longest time that a guest gives its fork hooks, in milliseconds. */
+const MOST_HOOK_MS = 60_000;
+
 /** Milliseconds between a lost connection and the end of the process, if they belong together. */
 const EXIT_GRACE_MS = 2000;
 
@@ -98,7 +101,9 @@ export class Child implements AsyncDisposable {
     const { qemu } = shell;
     const { hooks = 0, evident = new Set() } = options;
     const sentAt = clock.now();
-    const sent = newIdentity(options.id, options.identity, clock);
+    // In time for the host to hear which one it was.
+    const hookTimeoutMs = Math.min(Math.ceil(timeoutMs / 2), MOST_HOOK_MS);
+    const sent = { ...newIdentity(options.id, options.identity, clock), hookTimeoutMs };
     const began = performance.now();
     const running = qemu.qmp.expect("RESUME", { timeoutMs, signal });
     const agent = AgentClient.over(qemu.agentSocket, { stderr: () => qemu.consoleTail() });

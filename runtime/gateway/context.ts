@@ -1,10 +1,9 @@
 import type { KeyLimits, ScheduledRun, Scope } from "../api/mod.ts";
 import type { Clock } from "../clock.ts";
-import type { ChildObserver } from "../fork/child-watch.ts";
 import type { Dispatcher } from "../jobs/dispatcher.ts";
 import type { Jobs } from "../jobs/jobs.ts";
 import type { Store } from "../jobs/ports.ts";
-import type { TaskRuntime } from "../jobs/task-runtime.ts";
+import type { ChildObserver, TaskRuntime } from "../jobs/task-runtime.ts";
 import type { CronEvent, ScheduledEnd, ScheduledOptions } from "../workers/js/js-scheduled.ts";
 import type { ServedVersion, ServeOptions } from "../workers/js/js-services.ts";
 import type { RequestFigures } from "../workers/js/request-figures.ts";

@@ -5,7 +5,6 @@ import { matchedRoutes } from "hono/route";
 import { Counter, Gauge, Histogram, Registry } from "prom-client";
 import { lookupCode } from "../../errors/codes.ts";
 import type { SetAside } from "../api/mod.ts";
-import type { UnprovenField } from "../fork/identity.ts";
 import type { DispatchObserver } from "../jobs/observer.ts";
 import type { Store } from "../jobs/ports.ts";
 import type { RequestFigures } from "../workers/js/request-figures.ts";
@@ -221,7 +220,7 @@ export class GatewayMetrics implements DispatchObserver {
     this.#scheduled.inc({ outcome });
   }
 
-  childUnproven(field: UnprovenField): void {
+  childUnproven(field: string): void {
     this.#unproven.inc({ field });
   }
 

@@ -1,9 +1,6 @@
-import { createHash } from "node:crypto";
 import { getLogger } from "@logtape/logtape";
-import type { Receipt } from "../api/mod.ts";
-import type { ChildObserver, Proof } from "../fork/child-watch.ts";
-import type { UnprovenError, UnprovenField } from "../fork/identity.ts";
 import type { ReceiptStore, StoredReceipt } from "../jobs/ports.ts";
+import type { ChildObserver, ProvenChild } from "../jobs/task-runtime.ts";
 import { type After, systemAfter } from "../jobs/timer.ts";
 
 const logger = getLogger(["flurry", "gateway"]);
@@ -18,7 +15,7 @@ const PAUSE_MS = 50;
 export interface ReceiptsOptions {
   store: ReceiptStore;
   metrics: {
-    childUnproven(field: UnprovenField): void;
+    childUnproven(field: string): void;
     receiptsLost(count: number): void;
   };
   after?: After | undefined;
@@ -27,7 +24,7 @@ export interface ReceiptsOptions {
 /** Keeps what children prove, behind the forks' back: none waits for it, and none fails with it. */
 export class Receipts implements ChildObserver, AsyncDisposable {
   readonly #options: ReceiptsOptions;
-  #waiting: Proof[] = [];
+  #waiting: ProvenChild[] = [];
   #writing: Promise<void> | undefined;
   /** Whether the last ones could not be kept; that is told once. */
   #failing = false;
@@ -36,47 +33,48 @@ export class Receipts implements ChildObserver, AsyncDisposable {
     this.#options = options;
   }
 
-  proven(proof: Proof): void {
+  proven(child: ProvenChild): void {
     if (this.#waiting.length >= MOST_WAITING) {
       this.#lose(1, "more came than could be stored");
       return;
     }
-    this.#waiting.push(proof);
-    this.#writing ??= this.#write().finally(() => {
-      this.#writing = undefined;
-    });
+    this.#waiting.push(child);
+    this.#writing ??= this.#write();
   }
 
-  unproven({ field }: UnprovenError): void {
+  unproven(field: string): void {
     this.#options.metrics.childUnproven(field);
   }
 
   /** The receipt of a child. One that has just proven itself is waited for. */
   async find(vm: string): Promise<StoredReceipt | undefined> {
+    // It is among those that are being written, or the next ones.
+    await this.#writing;
     await this.#writing;
     return await this.#options.store.find(vm);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    await this.#writing;
+    while (this.#writing) await this.#writing;
   }
 
   async #write(): Promise<void> {
     const { after = systemAfter } = this.#options;
     await new Promise<void>((resolve) => after(PAUSE_MS, resolve));
-    while (this.#waiting.length > 0) await this.#store(this.#waiting.splice(0, BATCH));
+    const children = this.#waiting;
+    this.#waiting = [];
+    for (let at = 0; at < children.length; at += BATCH) await this.#store(children.slice(at, at + BATCH));
+    // In one turn: whoever comes now begins the next one, or has it begun.
+    this.#writing = this.#waiting.length > 0 ? this.#write() : undefined;
   }
 
-  async #store(proofs: readonly Proof[]): Promise<void> {
+  async #store(children: readonly ProvenChild[]): Promise<void> {
     try {
-      const receipts = proofs.map((proof) => ({
-        vm: proof.sent.vmId,
-        payload: JSON.stringify(receiptOf(proof)),
-      }));
+      const receipts = children.map(({ vm, receipt }) => ({ vm, payload: JSON.stringify(receipt()) }));
       await this.#options.store.add(receipts);
       this.#failing = false;
     } catch (error) {
-      this.#lose(proofs.length, error instanceof Error ? error.message : String(error));
+      this.#lose(children.length, error instanceof Error ? error.message : String(error));
     }
   }
 
@@ -85,37 +83,4 @@ export class Receipts implements ChildObserver, AsyncDisposable {
     if (!this.#failing) logger.error("Receipts of children are lost: {reason}", { reason });
     this.#failing = true;
   }
-}
-
-/** What is kept of a proof: of random numbers the hashes, and of an SSH key what is public. */
-export function receiptOf({ sent, read, parent, hooks, sentAt, elapsedMs }: Proof): Receipt {
-  const { hostname, index, machineId, bootId, realtimeNs, entropy } = sent;
-  return {
-    ...{ format: "flurry-receipt", version: 1, vm: sent.vmId, at: new Date(sentAt).toISOString() },
-    parent: {
-      image: parent.image,
-      memory: parent.memory ?? null,
-      frozenAt: new Date(parent.frozenAt).toISOString(),
-    },
-    sent: {
-      ...{ hostname, index, machineId, bootId, realtimeNs: String(realtimeNs) },
-      ...{ entropyBytes: entropy.length, entropySha256: sha256(entropy), hooks },
-    },
-    read: {
-      ...{ vm: read.vmId, hostname: read.hostname, index: read.index },
-      ...{ machineId: read.machineId, bootId: read.bootId, realtimeNs: String(read.realtimeNs) },
-      ...{ entropyBytes: read.entropyBytes, reseeded: read.reseeded, drawSha256: sha256(read.draw) },
-      vmGenId: read.vmGenId,
-      ...(read.sshKey !== undefined && { sshKey: read.sshKey }),
-      hooks: read.hooks.map(({ name, pid, text }) => ({ name, pid, evidence: text })),
-    },
-    driftMs: Number(realtimeNs - read.beforeNs) / 1e6,
-    elapsedMs,
-    kernelMs: read.kernelNs / 1e6,
-    hooksMs: (read.tookNs - read.kernelNs) / 1e6,
-  };
-}
-
-function sha256(bytes: Uint8Array): string {
-  return createHash("sha256").update(bytes).digest("hex");
 }

@@ -1,4 +1,4 @@
-import type { WorkerSpec } from "../api/mod.ts";
+import type { Receipt, WorkerSpec } from "../api/mod.ts";
 import type { Readiness } from "./ports.ts";
 
 /** One attempt at a task, as a runtime gets it. */
@@ -41,6 +41,20 @@ export interface AttemptExit {
   value?: string | undefined;
   exitCode?: number | undefined;
   signal?: string | undefined;
+}
+
+/** A child that has proven who it is. */
+export interface ProvenChild {
+  vm: string;
+  /** Says how; that is some work. */
+  receipt(): Receipt;
+}
+
+/** Hears what children prove. It must neither throw nor take time: forks go on behind it. */
+export interface ChildObserver {
+  proven(child: ProvenChild): void;
+  /** @param field - what was wrong with its proof */
+  unproven(field: string): void;
 }
 
 /**

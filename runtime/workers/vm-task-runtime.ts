@@ -6,14 +6,14 @@ import { codeOf, FlurryError } from "../../errors/errors.ts";
 import { isModule, type WorkerSpec } from "../api/mod.ts";
 import { type Clock, systemClock } from "../clock.ts";
 import type { Child } from "../fork/child.ts";
-import { type ChildObserver, watchChildren } from "../fork/child-watch.ts";
+import { watchChildren } from "../fork/child-watch.ts";
 import type { Identity } from "../fork/identity.ts";
 import { Memserver } from "../fork/memserver.ts";
 import type { Parent } from "../fork/parent.ts";
 import { memserverKeys } from "../home.ts";
 import type { Readiness } from "../jobs/ports.ts";
 import { runTask } from "../jobs/task.ts";
-import type { Attempt, AttemptExit, AttemptIo, TaskRuntime } from "../jobs/task-runtime.ts";
+import type { Attempt, AttemptExit, AttemptIo, ChildObserver, TaskRuntime } from "../jobs/task-runtime.ts";
 import type { AddressGuard } from "../net/address-guard.ts";
 import { knownAccelerator } from "../vm/accelerator.ts";
 import { Host } from "../vm/host.ts";
@@ -24,6 +24,7 @@ import { JsServices } from "./js/js-services.ts";
 import { runJsTask, TaskLog } from "./js/js-task.ts";
 import { outboundGuard, outboundOf } from "./js/outbound.ts";
 import { LivenessProbe } from "./liveness-probe.ts";
+import { receiptOf } from "./receipt.ts";
 
 const logger = getLogger(["flurry", "workers"]);
 
@@ -118,7 +119,10 @@ export class VmTaskRuntime implements TaskRuntime {
 
   /** Hears from now on what children prove. */
   watchChildren(observer: ChildObserver): Disposable {
-    return watchChildren(this.host, observer);
+    return watchChildren(this.host, {
+      proven: (proof) => observer.proven({ vm: proof.sent.vmId, receipt: () => receiptOf(proof) }),
+      unproven: ({ field }) => observer.unproven(field),
+    });
   }
 
   async admit(family: string, signal: AbortSignal): Promise<Disposable> {

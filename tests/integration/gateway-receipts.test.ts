@@ -3,13 +3,18 @@ import { verify } from "node:crypto";
 import { FlurryError } from "../../errors/errors.ts";
 import type { SignedReceipt } from "../../runtime/api/mod.ts";
 import { FlurryClient } from "../../runtime/client/mod.ts";
-import type { ChildObserver } from "../../runtime/fork/child-watch.ts";
-import { UnprovenError } from "../../runtime/fork/identity.ts";
-import { Receipts, receiptOf } from "../../runtime/gateway/receipts.ts";
+import type { Proof } from "../../runtime/fork/child-watch.ts";
+import { Receipts } from "../../runtime/gateway/receipts.ts";
 import type { NewReceipt, ReceiptStore } from "../../runtime/jobs/ports.ts";
+import type { ChildObserver, ProvenChild } from "../../runtime/jobs/task-runtime.ts";
+import { receiptOf } from "../../runtime/workers/receipt.ts";
 import { rejection } from "../support/agent-peer.ts";
 import { GatewaySandbox, idleRuntime } from "../support/gateway-sandbox.ts";
 import { proofOf } from "../support/proofs.ts";
+
+function childOf(proof: Proof): ProvenChild {
+  return { vm: proof.sent.vmId, receipt: () => receiptOf(proof) };
+}
 
 /** A gateway whose VMs are made up. */
 async function openWithChildren(): Promise<{ gateway: GatewaySandbox; children: ChildObserver }> {
@@ -32,7 +37,7 @@ describe("GET /v1/vms/{id}/receipt", () => {
     const { gateway, children } = await openWithChildren();
     await using _gateway = gateway;
     const proof = proofOf("vm-0123456789ab", 3);
-    children.proven(proof);
+    children.proven(childOf(proof));
     const signed = await gateway.json<SignedReceipt>("/v1/vms/vm-0123456789ab/receipt");
     expect(signed.receipt).toEqual(receiptOf(proof));
     expect(JSON.parse(signed.payload)).toEqual(signed.receipt);
@@ -52,7 +57,7 @@ describe("GET /v1/vms/{id}/receipt", () => {
     const { gateway, children } = await openWithChildren();
     await using _gateway = gateway;
     const proof = proofOf("vm-1");
-    children.proven(proof);
+    children.proven(childOf(proof));
     const text = await (await gateway.fetch("/v1/vms/vm-1/receipt")).text();
     for (const secret of [proof.sent.entropy, proof.read.draw]) {
       expect(text).not.toContain(Buffer.from(secret).toString("hex"));
@@ -72,7 +77,7 @@ describe("GET /v1/vms/{id}/receipt", () => {
   test("keeps what comes in a burst", async () => {
     const { gateway, children } = await openWithChildren();
     await using _gateway = gateway;
-    for (let index = 0; index < 500; index++) children.proven(proofOf(`vm-${index}`, index));
+    for (let index = 0; index < 500; index++) children.proven(childOf(proofOf(`vm-${index}`, index)));
     const last = await gateway.json<SignedReceipt>("/v1/vms/vm-499/receipt");
     expect(last.receipt.read.index).toBe(499);
     expect((await gateway.json<SignedReceipt>("/v1/vms/vm-0/receipt")).receipt.read.index).toBe(0);
@@ -82,9 +87,9 @@ describe("GET /v1/vms/{id}/receipt", () => {
 test("GET /metrics counts children that have not proven themselves, by what was wrong", async () => {
   const { gateway, children } = await openWithChildren();
   await using _gateway = gateway;
-  children.unproven(new UnprovenError("vm-1", "draw", "its draw is not random"));
-  children.unproven(new UnprovenError("vm-2", "draw", "its draw is not random"));
-  children.unproven(new UnprovenError("vm-3", "answer", "it said nothing"));
+  children.unproven("draw");
+  children.unproven("draw");
+  children.unproven("answer");
   const text = await (await gateway.fetch("/metrics")).text();
   expect(text).toContain('flurry_children_unproven_total{field="draw"} 2');
   expect(text).toContain('flurry_children_unproven_total{field="answer"} 1');
@@ -121,14 +126,14 @@ describe("Receipts", () => {
 
   test("does nothing in the turn of a fork, and stores what came together", async () => {
     const { receipts, kept, timers } = openReceipts();
-    for (let index = 0; index < 450; index++) receipts.proven(proofOf(`vm-${index}`));
+    for (let index = 0; index < 450; index++) receipts.proven(childOf(proofOf(`vm-${index}`)));
     await Promise.resolve();
     expect(kept).toEqual([]);
     expect(timers).toHaveLength(1);
     timers[0]!();
     await receipts[Symbol.asyncDispose]();
     expect(kept.map(({ vm }) => vm)).toEqual(Array.from({ length: 450 }, (_, index) => `vm-${index}`));
-    receipts.proven(proofOf("vm-later"));
+    receipts.proven(childOf(proofOf("vm-later")));
     expect(timers).toHaveLength(2);
     timers[1]!();
     expect(await receipts.find("vm-later")).toMatchObject({ vm: "vm-later" });
@@ -137,12 +142,12 @@ describe("Receipts", () => {
   test("counts what it loses when it cannot be stored, and goes on with the next ones", async () => {
     const { receipts, kept, lost, state, timers } = openReceipts();
     state.failing = true;
-    for (let index = 0; index < 3; index++) receipts.proven(proofOf(`vm-${index}`));
+    for (let index = 0; index < 3; index++) receipts.proven(childOf(proofOf(`vm-${index}`)));
     timers[0]!();
     expect(await receipts.find("vm-0")).toBeUndefined();
     expect(lost).toEqual([3]);
     state.failing = false;
-    receipts.proven(proofOf("vm-3"));
+    receipts.proven(childOf(proofOf("vm-3")));
     timers[1]!();
     expect(await receipts.find("vm-3")).toBeDefined();
     expect(kept).toHaveLength(1);
@@ -151,11 +156,28 @@ describe("Receipts", () => {
   test("loses what comes while 10000 wait, and never keeps a fork waiting", async () => {
     const { receipts, kept, lost, timers } = openReceipts();
     const proof = proofOf("vm-0");
-    for (let index = 0; index < 10_005; index++) receipts.proven(proof);
+    for (let index = 0; index < 10_005; index++) receipts.proven(childOf(proof));
     expect(lost).toEqual([1, 1, 1, 1, 1]);
     timers[0]!();
     await receipts[Symbol.asyncDispose]();
     expect(kept).toHaveLength(10_000);
+  });
+
+  test("is not kept from an answer by children that never end", async () => {
+    const { receipts, timers } = openReceipts();
+    let vms = 0;
+    const receipt = () => {
+      next();
+      return receiptOf(proofOf("x"));
+    };
+    const next = (): void => receipts.proven({ vm: `vm-${++vms}`, receipt });
+    next();
+    const finding = receipts.find("vm-2");
+    timers[0]!();
+    while (timers.length < 2) await Promise.resolve();
+    timers[1]!();
+    expect(await finding).toMatchObject({ vm: "vm-2" });
+    expect(timers).toHaveLength(3);
   });
 });
 

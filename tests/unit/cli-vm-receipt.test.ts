@@ -2,7 +2,7 @@ import { describe, expect, test } from "bun:test";
 import { generateKeyPairSync, sign } from "node:crypto";
 import type { Receipt, SignedReceipt } from "../../runtime/api/mod.ts";
 import { isSigned, receiptText } from "../../runtime/cli/vm-receipt.ts";
-import { receiptOf } from "../../runtime/gateway/receipts.ts";
+import { receiptOf } from "../../runtime/workers/receipt.ts";
 import { proofOf } from "../support/proofs.ts";
 
 const { privateKey, publicKey } = generateKeyPairSync("ed25519");
