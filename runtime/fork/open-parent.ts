@@ -251,7 +251,9 @@ async function makeParent(options: MakeOptions) {
     await options.preparation.prepare(vm, signal);
   }
   onProgress?.({ step: "freeze" });
-  const frozen = await freeze(vm, image.hash, signal);
+  const frozen = await freeze(vm, image.hash, signal).catch((error) => {
+    throw freezeError(error);
+  });
   onProgress?.({ step: "keep" });
   const began = performance.now();
   let stored: StoredParent;
@@ -262,6 +264,13 @@ async function makeParent(options: MakeOptions) {
     throw error;
   }
   return { stored, bootMs: vm.bootMs, warmUpMs, pauseMs: frozen.pauseMs, keepMs: performance.now() - began };
+}
+
+/** Who started what does not stand still was the warm-up, or the module. */
+function freezeError(error: unknown): unknown {
+  if (codeOf(error) !== "AGENT_REFUSED") return error;
+  const reason = error instanceof Error ? error.message : String(error);
+  return new FlurryError("TASK_FAILED", `Cannot freeze the VM: ${reason}`, { cause: error });
 }
 
 /** Names the files in the key of a parent. One without files has the key that it always had. */
