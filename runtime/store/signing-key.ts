@@ -6,8 +6,8 @@ import {
   randomUUID,
   sign,
 } from "node:crypto";
-import { link, open, readFile, rm } from "node:fs/promises";
-import { dirname } from "node:path";
+import { link, open, readdir, readFile, rm } from "node:fs/promises";
+import { basename, dirname, join } from "node:path";
 import { codeOf, FlurryError } from "../../errors/errors.ts";
 import { onFiles, syncDirectory } from "./files.ts";
 
@@ -29,7 +29,11 @@ export class SigningKey {
    * @throws FlurryError STORE_FAILED when it cannot be read or is no such key; NO_SPACE
    */
   static async open(keyPath: string): Promise<SigningKey> {
-    const text = await onFiles(keyPath, () => readOrCreate(keyPath));
+    const text = await onFiles(keyPath, async () => {
+      const known = await readOrCreate(keyPath);
+      await removeUnfinished(keyPath);
+      return known;
+    });
     return new SigningKey(parse(text, keyPath));
   }
 
@@ -67,15 +71,26 @@ async function readOrCreate(path: string): Promise<string> {
       await handle.writeFile(privateKey.export({ type: "pkcs8", format: "pem" }));
       await handle.sync();
     }
-    // Complete or not at all, and never in place of one that another process has made meanwhile.
+    // Complete or not at all, and never in place of one that another process has made meanwhile, and which may
+    // have removed this one.
     await link(unfinished, path).catch((error) => {
-      if (codeOf(error) !== "EEXIST") throw error;
+      if (codeOf(error) !== "EEXIST" && codeOf(error) !== "ENOENT") throw error;
     });
     await syncDirectory(dirname(path));
   } finally {
     await rm(unfinished, { force: true });
   }
   return await readFile(path, "utf8");
+}
+
+/** What killed processes have left; once there is a key, nobody needs them any more. */
+async function removeUnfinished(path: string): Promise<void> {
+  const start = `${basename(path)}.`;
+  for (const name of await readdir(dirname(path))) {
+    if (/^[0-9a-f-]{36}$/.test(name.slice(start.length)) && name.startsWith(start)) {
+      await rm(join(dirname(path), name), { force: true });
+    }
+  }
 }
 
 async function readIfThere(path: string): Promise<string | undefined> {

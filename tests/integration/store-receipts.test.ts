@@ -16,7 +16,10 @@ describe("SigningKey", () => {
     const first = await SigningKey.open(path);
     expect(statSync(path).mode & 0o777).toBe(0o600);
     expect(readdirSync(directory.path)).toEqual(["receipts.key"]);
+    // Of one who was killed while it made the key.
+    writeFileSync(`${path}.${crypto.randomUUID()}`, "half");
     const second = await SigningKey.open(path);
+    expect(readdirSync(directory.path)).toEqual(["receipts.key"]);
     expect(second.publicKey).toBe(first.publicKey);
     expect(readFileSync(path, "utf8")).not.toContain(first.publicKey);
     const signature = Buffer.from(first.sign("ä"), "base64");

@@ -3,7 +3,16 @@ import { join, relative } from "node:path";
 import { DatabaseSync } from "node:sqlite";
 import { recount } from "./store-recount.ts";
 
-const FILES = ["blobs", "flurry.db", "lock", "lock.pid", "logs.db", "secret.key"];
+const FILES = [
+  "blobs",
+  "flurry.db",
+  "lock",
+  "lock.pid",
+  "logs.db",
+  "receipts.db",
+  "receipts.key",
+  "secret.key",
+];
 
 /**
  * Compares what lies in a data directory that no gateway has open with what its database knows, and the
