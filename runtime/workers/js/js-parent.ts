@@ -19,8 +19,9 @@ const HELLO_MS = 120_000;
 // to the console at once, while what is written to the console itself might never leave.
 const WATCH = `
 (echo 1000 >/proc/self/oom_score_adj; exec "$@")
+status=$?
 exec 3>&-
-echo "<3>${DEATH_NOTE} $?" >/dev/kmsg
+echo "<3>${DEATH_NOTE} $status" >/dev/kmsg
 tail -n 5 ${GUEST_LOG} | cut -c 1-500 | while IFS= read -r line; do echo "<3>$line" >/dev/kmsg; done
 echo b >/proc/sysrq-trigger`;
 
