@@ -30,6 +30,10 @@ export interface MemoryNow {
 export interface Ticket extends Disposable {
   /** Bytes that were set aside. */
   bytes: number;
+  /** The child has nothing to do: another one may have its processor time, while it keeps its memory. */
+  rest(): void;
+  /** It has again: at once, also where its processor time is another's by now. Those who wait, wait longer. */
+  resume(): void;
 }
 
 export interface AcquireOptions {
@@ -58,6 +62,7 @@ export class Admission {
   readonly #queue: { request: FamilyAdmission; admit: () => void }[] = [];
   readonly #listeners = new Set<() => void>();
   #slots: number;
+  #tickets = 0;
   #usedBytes = 0;
   #usedSlots = 0;
 
@@ -139,16 +144,27 @@ export class Admission {
   #take(request: FamilyAdmission): Ticket {
     const bytes = request.bytesPerChild;
     const slots = this.#slotsOf(request);
+    this.#tickets += 1;
     this.#usedBytes += bytes;
     this.#usedSlots += slots;
     let held = true;
+    let resting = false;
+    const rest = (on: boolean) => {
+      if (!held || resting === on) return;
+      resting = on;
+      this.#usedSlots += on ? -slots : slots;
+      if (on) this.#admitWaiting();
+    };
     return {
       bytes,
+      rest: () => rest(true),
+      resume: () => rest(false),
       [Symbol.dispose]: () => {
         if (!held) return;
         held = false;
+        this.#tickets -= 1;
         this.#usedBytes -= bytes;
-        this.#usedSlots -= slots;
+        if (!resting) this.#usedSlots -= slots;
         this.#admitWaiting();
       },
     };
@@ -161,7 +177,7 @@ export class Admission {
 
   #hasRoom(request: FamilyAdmission): boolean {
     // Alone on the host a child always has room: its measure may have outgrown the budget since.
-    if (this.#usedSlots === 0) return true;
+    if (this.#tickets === 0) return true;
     if (this.#usedSlots + this.#slotsOf(request) > this.#slots) return false;
     const bytes = this.#usedBytes + request.bytesPerChild;
     return bytes <= this.#memoryBytes && bytes <= this.#bytesNow();

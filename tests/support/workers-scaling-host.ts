@@ -1,6 +1,6 @@
 import { FlurryError } from "../../errors/errors.ts";
-import { Admission } from "../../runtime/fork/admission.ts";
-import type { ChildLike, ScalingPorts } from "../../runtime/workers/scaling/ports.ts";
+import { Admission, type Ticket } from "../../runtime/fork/admission.ts";
+import type { ChildLike, Place, ScalingPorts } from "../../runtime/workers/scaling/ports.ts";
 import type { SimulatedTime } from "./workers-scaling-time.ts";
 
 export interface HostOptions {
@@ -78,11 +78,11 @@ export class SimulatedHost implements ScalingPorts<SimulatedChild> {
     return this.children.filter(({ gone }) => !gone);
   }
 
-  async admit(signal: AbortSignal): Promise<Disposable> {
+  async admit(signal: AbortSignal): Promise<Place> {
     return this.#counted(await this.#admission.family(0).acquire({ signal }));
   }
 
-  admitAhead(): Disposable | undefined {
+  admitAhead(): Place | undefined {
     if (this.#forking >= (this.#options.cores ?? 8)) return undefined;
     const ticket = this.#admission.family(0).tryAcquire();
     return ticket && this.#counted(ticket);
@@ -104,10 +104,12 @@ export class SimulatedHost implements ScalingPorts<SimulatedChild> {
     return child;
   }
 
-  #counted(ticket: Disposable): Disposable {
+  #counted(ticket: Ticket): Place {
     this.tickets += 1;
     this.mostChildren = Math.max(this.mostChildren, this.tickets);
     return {
+      rest: () => ticket.rest(),
+      resume: () => ticket.resume(),
       [Symbol.dispose]: () => {
         this.tickets -= 1;
         ticket[Symbol.dispose]();

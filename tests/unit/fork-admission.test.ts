@@ -83,6 +83,39 @@ describe("Admission", () => {
     expect(given).toEqual(["a"]);
   });
 
+  test("lets others have the processor time of a child that rests, and not its memory", async () => {
+    const admission = new Admission({ memoryBytes: 3 * 176 * MIB, slots: 1 });
+    const family = admission.family(GUEST);
+    const first = await family.acquire();
+    const given: string[] = [];
+    const [second, third] = ask(family, ["second", "third"], given);
+    await settled();
+    expect(given).toEqual([]);
+    first.rest();
+    first.rest();
+    const held = await second!;
+    // Both have something to do: who waits, waits for both.
+    first.resume();
+    held.rest();
+    await settled();
+    expect(given).toEqual(["second"]);
+    first[Symbol.dispose]();
+    const last = await third!;
+    last.rest();
+    const more = [await family.acquire()];
+    more[0]!.rest();
+    // The memory of three.
+    const waiting = ask(family, ["fourth"], given);
+    await settled();
+    expect(given).toEqual(["second", "third"]);
+    held[Symbol.dispose]();
+    for (const ticket of [await waiting[0]!, last, ...more]) ticket[Symbol.dispose]();
+    const [a, b] = [await family.acquire(), family.acquire()];
+    a[Symbol.dispose]();
+    (await b)[Symbol.dispose]();
+    expect(admission.waiting).toBe(0);
+  });
+
   test("takes who gives up out of the queue, and no place is lost", async () => {
     const admission = new Admission({ memoryBytes: 100 * GUEST, slots: 1 }).family(GUEST);
     const held = await admission.acquire();

@@ -284,6 +284,25 @@ describe("RequestRouter while others wait for room", () => {
     expect(router.stats().children).toMatchObject({ idle: 1 });
   });
 
+  test("lets others run on a full host while a session is away, and itself when it is back", async () => {
+    const { host, ask, forked, time, router } = openRouter({ mode: "session" }, { places: 1, ahead: 0 });
+    const a = ask({ session: "a" });
+    await forked();
+    const b = ask({ session: "b" });
+    await time.advance(100);
+    expect(host.forkedAt.length).toBe(1);
+    a.answer();
+    await forked();
+    expect(host.forkedAt.length).toBe(2);
+    const again = ask({ session: "a" });
+    await time.advance(0);
+    expect(router.stats().children).toMatchObject({ busy: 2 });
+    again.answer();
+    b.answer();
+    await time.advance(0);
+    expect(router.stats()).toMatchObject({ forks: 2, children: { idle: 2, busy: 0 } });
+  });
+
   test("keeps the children of sessions, which have state", async () => {
     const { host, ask, forked, time, router } = openRouter({ mode: "session" });
     const request = ask({ session: "a" });

@@ -3,7 +3,7 @@ import type { Clock } from "../../clock.ts";
 import { Attempt } from "./attempt.ts";
 import { ChildStart } from "./child-start.ts";
 import type { IsolationRules } from "./isolation.ts";
-import type { ChildLike, ScalingPorts } from "./ports.ts";
+import type { ChildLike, Place, ScalingPorts } from "./ports.ts";
 import type { ChildCounts, Counters } from "./router-stats.ts";
 import { type RetireReason, ServingChild } from "./serving-child.ts";
 
@@ -104,6 +104,7 @@ export class Fleet<C extends ChildLike> implements AsyncDisposable {
     if (child.given === 0 && child.birth.isAhead) counters.usedAhead += 1;
     const attempt = new Attempt(child, clock.monotonic());
     child.occupants.add(attempt);
+    child.ticket.resume?.();
     child.given += 1;
     if (child.given >= rules.maxRequests) this.retire(child, "served");
     return attempt;
@@ -114,6 +115,8 @@ export class Fleet<C extends ChildLike> implements AsyncDisposable {
     const { on: child } = attempt;
     child.occupants.delete(attempt);
     child.idleSince = this.#options.clock.monotonic();
+    // A session may be away for long, and keeps its child meanwhile.
+    if (child.load === 0 && this.#options.rules.mode === "session") child.ticket.rest?.();
     if (child.retired && child.load === 0) this.#end(child);
     this.#options.onChange();
   }
@@ -153,13 +156,13 @@ export class Fleet<C extends ChildLike> implements AsyncDisposable {
     if (this.#endError) throw this.#endError.error;
   }
 
-  #begin(start: ChildStart, ticket?: Disposable): ChildStart {
+  #begin(start: ChildStart, ticket?: Place): ChildStart {
     this.starts.add(start);
     this.#track(this.#run(start, ticket));
     return start;
   }
 
-  async #run(start: ChildStart, given: Disposable | undefined): Promise<void> {
+  async #run(start: ChildStart, given: Place | undefined): Promise<void> {
     const { ports, clock, counters, onChange } = this.#options;
     const { signal } = start.abort;
     let ticket = given;

@@ -8,6 +8,14 @@ export interface ChildLike extends AsyncDisposable {
   readonly exited: Promise<unknown>;
 }
 
+/** Room for one child on the host, given back when it is disposed. */
+export interface Place extends Disposable {
+  /** The child has no requests, and is kept all the same: its processor time is for others. */
+  rest?(): void;
+  /** It has some again. */
+  resume?(): void;
+}
+
 /** What the router has others do. */
 export interface ScalingPorts<C extends ChildLike> {
   /**
@@ -23,12 +31,12 @@ export interface ScalingPorts<C extends ChildLike> {
    *
    * @throws FlurryError ADMISSION_REFUSED: there will be no room however long one waits; NOT_READY as `fork`
    */
-  admit(signal: AbortSignal): Promise<Disposable>;
+  admit(signal: AbortSignal): Promise<Place>;
   /**
    * The same for a fork that begins ahead of need: undefined unless there is room that nobody waits for, and
    * processor time that no other fork needs.
    */
-  admitAhead(): Disposable | undefined;
+  admitAhead(): Place | undefined;
   /** Whether others wait for room on the host, which a child without requests would give them. @default they never do */
   isRoomWanted?(): boolean;
 }

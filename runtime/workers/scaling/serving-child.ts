@@ -1,5 +1,5 @@
 import type { FlurryError } from "../../../errors/errors.ts";
-import type { ChildLike } from "./ports.ts";
+import type { ChildLike, Place } from "./ports.ts";
 
 /** Why a child takes no more requests. */
 export const retireReasons = [
@@ -35,7 +35,7 @@ export interface Occupant {
 /** A child, and the requests that are in it. */
 export class ServingChild<C extends ChildLike> {
   readonly child: C;
-  readonly ticket: Disposable;
+  readonly ticket: Place;
   readonly birth: Birth;
   readonly occupants = new Set<Occupant>();
   /** Requests that it was ever given. */
@@ -48,7 +48,7 @@ export class ServingChild<C extends ChildLike> {
   /** Whether it is being disposed. */
   ending = false;
 
-  constructor(child: C, ticket: Disposable, birth: Birth) {
+  constructor(child: C, ticket: Place, birth: Birth) {
     this.child = child;
     this.ticket = ticket;
     this.birth = birth;
