@@ -71,8 +71,10 @@ async function draw(): Promise<Record<string, string>> {
 
 // Runs also while the parent is frozen, and before anything else of a child.
 let ticked = 0;
+let filledLast = "";
 setInterval(() => {
   ticked = Math.random();
+  for (let i = 0; i < 16; i++) filledLast = hex(crypto.getRandomValues(new Uint8Array(8)));
 }, 2);
 
 let inParent: Record<string, string> = {};
@@ -82,7 +84,10 @@ export default {
     for (let time = 0; time < 3; time++) inParent = await draw();
   },
   async fetch(): Promise<Response> {
-    const timer = String(ticked);
-    return Response.json({ inParent, drawn: { ...(await draw()), "Math.random, in a timer": timer } });
+    const inTimer = {
+      "Math.random, in a timer": String(ticked),
+      "crypto.getRandomValues, in a loop of a timer": filledLast,
+    };
+    return Response.json({ inParent, drawn: { ...(await draw()), ...inTimer } });
   },
 };

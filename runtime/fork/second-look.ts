@@ -13,7 +13,7 @@ const LINE_BYTES = 512;
  */
 export async function lookAgain(
   agent: AgentClient,
-  { vmId, hostname, machineId, bootId }: GuestIdentity,
+  { vmId, index, hostname, machineId, bootId }: GuestIdentity,
   { sshKey }: Pick<IdentityReceipt, "sshKey">,
   options: { timeoutMs: number; signal?: AbortSignal | undefined },
 ): Promise<void> {
@@ -21,11 +21,21 @@ export async function lookAgain(
     agent.hello(options),
     lineOf(agent, "/etc/machine-id", options),
     lineOf(agent, "/proc/sys/kernel/random/boot_id", options),
+    lineOf(agent, "/run/flurry/vm", options),
     sshKey === undefined ? undefined : lineOf(agent, "/etc/ssh/ssh_host_ed25519_key.pub", options),
   ]);
-  const seen = { hostname: hello.hostname, machineId: lines[0], bootId: lines[1], sshKey: lines[2] };
-  const claimed = { hostname, machineId, bootId, sshKey };
-  for (const field of ["hostname", "machineId", "bootId", "sshKey"] as const) {
+  const [machine, boot, vm = "", key] = lines;
+  const [id, place] = vm.split(" ");
+  const seen = {
+    hostname: hello.hostname,
+    machineId: machine,
+    bootId: boot,
+    vmId: id,
+    index: place,
+    sshKey: key,
+  };
+  const claimed = { hostname, machineId, bootId, vmId, index: String(index), sshKey };
+  for (const field of ["hostname", "machineId", "bootId", "vmId", "index", "sshKey"] as const) {
     if (seen[field] === claimed[field]) continue;
     const reason = `its ${field} is ${JSON.stringify(seen[field])}, and it says ${JSON.stringify(claimed[field])}`;
     throw new UnprovenError(vmId, field, reason);

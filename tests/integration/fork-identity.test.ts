@@ -104,6 +104,9 @@ describe("a child whose agent", () => {
     ["hostname", "hostname"],
     ["machineid", "machineId"],
     ["bootid", "bootId"],
+    ["index", "index"],
+    // Its hook is told of a VM without a name, and fails.
+    ["vmid", "hooks"],
     ["clock", "realtimeNs"],
     ["ssh", "sshKey"],
   ])(

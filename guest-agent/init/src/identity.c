@@ -193,13 +193,14 @@ void identity_identify(const struct msg *m) {
 #endif
   if (fork_.state == AWAKE) ids_watch(false);
   fork_.began_ns = now_ns();
+  if (!SKIPS("index")) agent.index = m->index;
+  if (!SKIPS("vmid")) snprintf(agent.vm_id, sizeof agent.vm_id, "%.*s", (int)m->vm_id.len, m->vm_id.p);
   const char *failed = ids_take(m, ids);
+  if (failed == NULL && !ids_vm()) failed = "write /run/flurry/vm";
   if (failed != NULL) {
     tx_error(m->id, FL_ERR_SYS, errno, "Cannot %s: %s", failed, strerror(errno));
     return;
   }
-  if (!SKIPS("index")) agent.index = m->index;
-  if (!SKIPS("vmid")) snprintf(agent.vm_id, sizeof agent.vm_id, "%.*s", (int)m->vm_id.len, m->vm_id.p);
   ids_read(ids);
   ids->index = agent.index;
   memcpy(ids->vm_id, agent.vm_id, sizeof ids->vm_id);

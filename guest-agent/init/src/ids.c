@@ -31,7 +31,7 @@ struct id_file {
   char *page; /* the file's memory: to write there, a child need not run the kernel's code for it first */
 };
 static struct id_file machine_id = {MACHINE_ID, 33, -1, -1, NULL}, boot_id = {BOOT_ID, 37, -1, -1, NULL};
-static int urandom = -1, kernel_log = -1;
+static int urandom = -1, kernel_log = -1, vm_file = -1;
 /* Whether the image has SSH host keys: known since the freeze, so that children need not look. */
 static bool has_ssh_keys;
 
@@ -101,7 +101,15 @@ void ids_boot(void) {
   const char *copy = at("/var/lib/dbus/machine-id");
   if (access(copy, F_OK) == 0 && (unlink(copy) != 0 || symlink(MACHINE_ID, copy) != 0))
     complain("link /var/lib/dbus/machine-id");
+  vm_file = open(at("/run/flurry/vm"), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0444);
   urandom = open("/dev/urandom", O_RDWR | O_CLOEXEC);
+}
+
+/* Tells every program which VM this is: its id and its index, on one line of /run/flurry/vm. */
+bool ids_vm(void) {
+  char line[FL_VM_ID_MAX + 16];
+  int n = snprintf(line, sizeof line, "%s %u\n", agent.vm_id, agent.index);
+  return vm_file < 0 || (pwrite(vm_file, line, (size_t)n, 0) == n && ftruncate(vm_file, n) == 0);
 }
 
 /* Opens it as a program would, whatever has become of the name since the boot. */
