@@ -4,6 +4,7 @@ import { existsSync, mkdtempSync, rmSync, watch } from "node:fs";
 import { connect, type Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { codeOf } from "../../errors/errors.ts";
 import type { Image } from "../../guest-agent/image/mod.ts";
 import { AgentClient } from "../../guest-agent/protocol/mod.ts";
 import { cpuModel } from "../../runtime/vm/profile.ts";
@@ -50,11 +51,18 @@ export class AgentVm implements AsyncDisposable {
   }
 
   async socket(): Promise<Socket> {
-    const socket = connect(join(this.directory, "port"));
-    this.#sockets.push(socket);
-    socket.on("error", () => undefined);
-    await once(socket, "connect");
-    return socket;
+    for (;;) {
+      const socket = connect(join(this.directory, "port"));
+      this.#sockets.push(socket);
+      socket.on("error", () => undefined);
+      try {
+        await once(socket, "connect");
+        return socket;
+      } catch (error) {
+        // QEMU's socket is there a moment before it is listened on, and nothing tells.
+        if (codeOf(error) !== "ECONNREFUSED" || this.process.exitCode !== null) throw error;
+      }
+    }
   }
 
   async client(): Promise<{ client: AgentClient; socket: Socket }> {
