@@ -332,7 +332,7 @@ describe("flurry job artifacts", () => {
 describe("flurry worker", () => {
   test("put says where to see what becomes of a worker whose image is not there", async () => {
     const put = await flurry(["worker", "put", "lost", "--image", "lost-image", "--", "true"]);
-    expect([put.status, put.stdout]).toEqual([0, "lost@1 cold\n"]);
+    expect([put.status, put.stdout]).toEqual([0, "lost@1 preparing\n"]);
     expect(put.stderr).toContain("flurry worker get lost");
     const job = await flurry(["job", "submit", "--worker", "lost", "--wait"]);
     expect(job.status).toBe(4);
