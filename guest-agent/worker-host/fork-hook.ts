@@ -1,15 +1,21 @@
-import { read, readSync, writeSync } from "node:fs";
+import { closeSync, openSync, read, readSync, rmSync, writeFileSync, writeSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 
 const LINE_BYTES = 512;
+const NEWLINE = 10;
 
-export interface ForkHookOptions {
-  /** Connection to the guest's agent: a unix socket that blocks. */
-  fd: number;
-  name: string;
+export interface ForkHook {
   /** Why there can be no fork now; else all is made ready for one. */
   prepare: () => string | undefined;
   /** Renews what a fork must not have copied; its evidence. */
-  renew: (seed: Uint8Array) => string;
+  renew: () => string;
+}
+
+export interface ForkHookOptions extends ForkHook {
+  /** Connection to the guest's agent: a unix socket that blocks. */
+  fd: number;
+  name: string;
   /** The agent is gone, or makes no sense. */
   onFailed: (error: unknown) => void;
 }
@@ -21,8 +27,7 @@ export interface ForkHookOptions {
  *
  * @throws Error when the agent refuses it
  */
-export function joinForks(options: ForkHookOptions): void {
-  const { fd, name, onFailed } = options;
+export function joinForks({ fd, name, prepare, renew, onFailed }: ForkHookOptions): void {
   writeSync(fd, `hook ${name} ${process.pid}\n`);
   const reader = new LineReader(fd);
   const answer = reader.line();
@@ -32,7 +37,7 @@ export function joinForks(options: ForkHookOptions): void {
       try {
         if (error) throw error;
         if (line !== "prepare") throw new Error(`The agent said "${line}" where nothing was to be said`);
-        takePart(reader, options);
+        takePart(reader, fd, { prepare, renew });
         next();
       } catch (failure) {
         onFailed(failure);
@@ -41,27 +46,49 @@ export function joinForks(options: ForkHookOptions): void {
   next();
 }
 
-function takePart(reader: LineReader, { fd, prepare, renew }: ForkHookOptions): void {
+/** Goes through forks that are none, so that no child pays for what runs for the first time. */
+export function rehearseForks(hook: ForkHook, rounds: number): void {
+  const script = join(tmpdir(), `flurry-rehearsal-${process.pid}`);
+  writeFileSync(script, `forked vm-000000000000 0 ${"0".repeat(64)}\ngo\n`.repeat(rounds));
+  const said = openSync(script, "r");
+  const answered = openSync("/dev/null", "w");
+  try {
+    const reader = new LineReader(said);
+    for (let round = 0; round < rounds; round++) takePart(reader, answered, hook);
+  } finally {
+    closeSync(said);
+    closeSync(answered);
+    rmSync(script);
+  }
+}
+
+function takePart(reader: LineReader, fd: number, { prepare, renew }: ForkHook): void {
   const busy = prepare();
   if (busy !== undefined) {
-    writeSync(fd, `busy ${busy.slice(0, 200)}\n`);
+    writeSync(fd, `busy ${oneLine(busy)}\n`);
     return;
   }
   writeSync(fd, "ready\n");
   const said = reader.line();
   if (said === "resume") return;
-  const seed = /^forked \S+ \d+ ([0-9a-f]{64})$/.exec(said)?.[1];
-  if (seed === undefined) throw new Error(`The agent said "${said.slice(0, 20)}" in place of "forked"`);
-  writeSync(fd, `${outcome(() => renew(Uint8Array.fromHex(seed)))}\n`);
+  // With 32 random bytes of the kernel's: the generators ask it themselves.
+  if (!said.startsWith("forked ")) {
+    throw new Error(`The agent said "${said.slice(0, 20)}" in place of "forked"`);
+  }
+  writeSync(fd, outcome(renew));
   reader.line(); // `go`: whoever has not proven it is killed before
 }
 
-function outcome(renewed: () => string): string {
+function outcome(renew: ForkHook["renew"]): string {
   try {
-    return `done ${renewed()}`;
+    return `done ${renew()}\n`;
   } catch (error) {
-    return `failed ${String(error).replaceAll("\n", " ").slice(0, 200)}`;
+    return `failed ${oneLine(String(error))}\n`;
   }
+}
+
+function oneLine(text: string): string {
+  return text.replaceAll("\n", " ").slice(0, 200);
 }
 
 class LineReader {
@@ -102,12 +129,15 @@ class LineReader {
     this.#length += count;
   }
 
+  /** Each native function costs a child its first use: this is done with few. */
   #take(): string | undefined {
-    const end = this.#buffer.subarray(0, this.#length).indexOf(10);
-    if (end < 0) return undefined;
-    const line = this.#buffer.toString("latin1", 0, end);
-    this.#buffer.copy(this.#buffer, 0, end + 1, this.#length);
-    this.#length -= end + 1;
-    return line;
+    for (let end = 0; end < this.#length; end++) {
+      if (this.#buffer[end] !== NEWLINE) continue;
+      const line = this.#buffer.toString("latin1", 0, end);
+      if (end + 1 < this.#length) this.#buffer.copyWithin(0, end + 1, this.#length);
+      this.#length -= end + 1;
+      return line;
+    }
+    return undefined;
   }
 }

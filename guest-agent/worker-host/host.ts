@@ -2,6 +2,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { WORKER_PROTOCOL_VERSION, workerLimits } from "../protocol/worker/constants.ts";
 import { Outbox } from "../protocol/worker/outbox.ts";
 import { describeFailure, type WorkerExit } from "./failures.ts";
+import { runForkCallbacks } from "./on-fork.ts";
 import type { Operation } from "./operation.ts";
 import type { OutboundCalls } from "./outbound-calls.ts";
 import type { Port, PortEvents } from "./port.ts";
@@ -196,7 +197,10 @@ export class WorkerHost implements PortEvents {
       runner.become(question.vm, { ...question.env, ...question.secrets });
       this.#options.calls.open();
       const { context, waits } = runner.context(new AbortController().signal, "fork");
-      await runFor("fork", async () => await runner.handlers.onFork?.(context));
+      await runFor("fork", async () => {
+        await runForkCallbacks(context);
+        await runner.handlers.onFork?.(context);
+      });
       await waits.settle();
       reply("READY", { ms: ms() });
     } catch (error) {

@@ -4,7 +4,9 @@ import { captureFailures } from "./failures.ts";
 import { shimFetch } from "./fetch.ts";
 import { joinForks } from "./fork-hook.ts";
 import { WorkerHost } from "./host.ts";
+import { watchDraws } from "./in-flight.ts";
 import { loadWorker } from "./load.ts";
+import { offerOnFork } from "./on-fork.ts";
 import { OutboundCalls } from "./outbound-calls.ts";
 import { watchPools } from "./pools.ts";
 import { Records } from "./records.ts";
@@ -27,7 +29,7 @@ import { liveThreads, watchThreads } from "./threads.ts";
  * needs `UV_THREADPOOL_SIZE=5` or more in its environment: Bun has two threads on a machine with one CPU, and
  * a read and a write of the port and a read of the hook may hold one each.
  */
-async function main(): Promise<void> {
+async function main(exit: Exit): Promise<void> {
   const [name, entry] = process.argv.slice(2);
   if (name === undefined) throw new Error("Usage: worker-host <port> [<bundle>]");
   const records = new Records();
@@ -35,7 +37,6 @@ async function main(): Promise<void> {
     ? await SocketPort.listen(name.slice("unix:".length))
     : await DevicePort.open(name);
   const calls = new OutboundCalls();
-  const exit = exiter();
   const hook = takeHook();
   const host = new WorkerHost(port, { records, calls, entry, load, exit });
   if (hook !== undefined) {
@@ -58,7 +59,9 @@ async function main(): Promise<void> {
   shimRequest();
   shimFetch(calls);
   watchPools();
+  watchDraws();
   watchThreads();
+  offerOnFork();
 }
 
 /** Descriptor of the fork hook. The worker need not know of it. */
@@ -80,8 +83,10 @@ async function load(entry: string): Promise<WorkerHandlers> {
   return await loadWorker(entry);
 }
 
+type Exit = (code: number, why?: string) => void;
+
 /** Ends the process by its own means, whatever is put in their place later. */
-function exiter(): (code: number, why?: string) => void {
+function exiter(): Exit {
   const exit = process.exit;
   const write = process.stderr.write.bind(process.stderr);
   return (code, why) => {
@@ -90,7 +95,5 @@ function exiter(): (code: number, why?: string) => void {
   };
 }
 
-main().catch((error) => {
-  process.stderr.write(`flurry worker-host: ${String(error)}\n`);
-  process.exitCode = 1;
-});
+const exit = exiter();
+main(exit).catch((error) => exit(1, String(error)));

@@ -1,67 +1,82 @@
 import { setRandomSeed } from "bun:jsc";
-import { closeSync, openSync, readFileSync, writeSync } from "node:fs";
+import { countFork } from "./in-flight.ts";
 import { getRandomValues, randomUUID } from "./native-random.ts";
-import { refillPools } from "./pools.ts";
+import { findNativeState, hasNoticed, type NativeState, staleNativeState } from "./native-state.ts";
+import { refill, stalePools } from "./pools.ts";
 
 /**
- * Bytes of random numbers that Bun keeps in advance for `randomUUID`, `getRandomValues` and `randomUUIDv7`:
- * 2048 by measurement, and twice that is drawn to be sure.
+ * Bun draws random bytes in advance, and takes from them for `randomUUID`, `randomUUIDv7` and small
+ * `getRandomValues`: 2048 bytes by measurement. So many are drawn at most until it has drawn new ones.
  */
-const CACHED_BYTES = 4096;
-const DRAW_BYTES = 256;
+const CACHED_MAX = 16_384;
+const DRAW_BYTES = 32;
 /** The first numbers after a seed are small where the seed is. */
 const SKIPPED_DRAWS = 32;
+/** Draws after which a loop of them is compiled. */
+const COMPILED_DRAWS = 100_000;
 
-interface Mapping {
-  start: number;
-  bytes: Uint8Array;
+interface Renewal {
+  native: NativeState;
+  pools: ReturnType<typeof stalePools>;
 }
 
-let mappings: Mapping[] = [];
-let memory: number | undefined;
+let renewal: Renewal | undefined;
 const drawn = new Uint8Array(DRAW_BYTES);
 
 /**
  * Finds what will have to be renewed, in the parent: that takes longer than to renew it.
  *
- * Generators of native code that know of forks keep a part of their state in memory that Linux clears in a
- * process's child (madvise(2), MADV_WIPEONFORK): BoringSSL does so, and seeds itself anew when it finds
- * it cleared. The fork of a VM clears nothing, so it is done here.
+ * @throws Error when Bun's generator does not do what is relied on: children would draw the same
  */
 export function prepareRenewal(): void {
-  const areas = readFileSync("/proc/self/smaps", "latin1").split(/^(?=[0-9a-f]+-[0-9a-f]+ )/m);
-  mappings = areas.flatMap((area) => {
-    const range = /^([0-9a-f]+)-([0-9a-f]+) rw/.exec(area);
-    if (!range || !/^VmFlags:.* wf\b/m.test(area)) return [];
-    const start = Number.parseInt(range[1]!, 16);
-    return [{ start, bytes: new Uint8Array(Number.parseInt(range[2]!, 16) - start) }];
-  });
-  if (memory === undefined) memory = openSync("/proc/self/mem", "r+");
+  // There is no state before the first use.
+  getRandomValues(drawn);
+  const native = findNativeState();
+  staleNativeState(native);
+  drawNew(native);
+  renewal = { native, pools: stalePools() };
 }
 
 /**
  * Renews all random generators of this process, in a child, before any code of the worker runs. In one
- * turn: nothing else of this program can run meanwhile.
+ * turn: nothing else of this program can run meanwhile. All that it does has been rehearsed in the parent
+ * (rehearse.ts), and uses few native functions, since each costs a child its first use.
  *
- * @param seed - 32 random bytes of this child's own
  * @returns evidence: of random numbers that were drawn afterwards, which no other child can have drawn
+ * @throws Error when a generator has not seeded itself anew
  */
-export function renew(seed: Uint8Array): string {
-  if (memory !== undefined) {
-    for (const { start, bytes } of mappings) writeSync(memory, bytes, 0, bytes.length, start);
-  }
-  for (let left = CACHED_BYTES; left > 0; left -= DRAW_BYTES) getRandomValues(drawn);
-  const words = new Uint32Array(seed.buffer.slice(seed.byteOffset, seed.byteOffset + 8));
+export function renew(): string {
+  if (!renewal) throw new Error("A fork came without its preparation");
+  const { native, pools } = renewal;
+  countFork();
+  staleNativeState(native);
+  drawNew(native);
+  setRandomSeed((drawn[0]! | (drawn[1]! << 8) | (drawn[2]! << 16) | (drawn[3]! << 24)) >>> 0);
   // 32 bits are few for very many children: they also begin at different places of its sequence.
-  setRandomSeed(words[0]!);
-  for (let skipped = SKIPPED_DRAWS + (words[1]! % 1024); skipped > 0; skipped--) Math.random();
-  refillPools();
-  return `${randomUUID()} ${Math.random()}`;
+  skip(SKIPPED_DRAWS + (drawn[4]! | ((drawn[5]! & 3) << 8)));
+  if (pools.length > 0) refill(pools.splice(0));
+  return `${randomUUID()} ${(Math.random() * 2 ** 31) | 0}`;
 }
 
-/** Lets go of what `prepareRenewal` holds. */
+/** Has what takes many turns in a child compiled in the parent. */
+export function compileRenewal(): void {
+  skip(COMPILED_DRAWS);
+}
+
+/** Forgets what `prepareRenewal` has found. */
 export function endRenewal(): void {
-  if (memory !== undefined) closeSync(memory);
-  memory = undefined;
-  mappings = [];
+  renewal = undefined;
+}
+
+/** Empties Bun's cache: when BoringSSL was asked for more, all that is left of it is new. */
+function drawNew(native: NativeState): void {
+  for (let count = 0; count < CACHED_MAX; count += DRAW_BYTES) {
+    getRandomValues(drawn);
+    if (hasNoticed(native)) return;
+  }
+  throw new Error("Bun's random generator has not seeded itself anew");
+}
+
+function skip(draws: number): void {
+  for (let left = draws; left > 0; left--) Math.random();
 }

@@ -35,6 +35,11 @@ export class ScriptedHook implements Disposable {
     return hook;
   }
 
+  /** The other end: this process as the agent. */
+  static over(socket: Socket): ScriptedHook {
+    return new ScriptedHook(socket);
+  }
+
   /** Connects and registers. */
   static async register(agent: AgentUnderTest, name: string): Promise<ScriptedHook> {
     const hook = await ScriptedHook.connect(agent);

@@ -13,6 +13,7 @@ import {
   type WorkerResponse,
 } from "../../guest-agent/protocol/worker/mod.ts";
 import { bundleWorker, bundleWorkerHost } from "../../guest-agent/worker-host/bundle.ts";
+import { ScriptedHook } from "./agent-hook.ts";
 
 /** The real worker host, bundled as for an image, as an ordinary process on this machine. */
 export class WorkerHostUnderTest implements AsyncDisposable {
@@ -24,6 +25,7 @@ export class WorkerHostUnderTest implements AsyncDisposable {
   readonly #exited: Promise<unknown>;
   readonly #sockets: Socket[] = [];
   #stderr = "";
+  #hook: ScriptedHook | undefined;
 
   private constructor(child: ChildProcess, directory: string) {
     this.process = child;
@@ -34,16 +36,24 @@ export class WorkerHostUnderTest implements AsyncDisposable {
     });
   }
 
-  static async start(env: Record<string, string> = {}): Promise<WorkerHostUnderTest> {
+  /** @param hasHook - whether it gets a fork hook; its other end is `hook` */
+  static async start(env: Record<string, string> = {}, hasHook = false): Promise<WorkerHostUnderTest> {
     const { path } = await bundleWorkerHost();
     const directory = mkdtempSync(join(tmpdir(), "flurry-worker-"));
     const argv = ["--no-env-file", path, `unix:${join(directory, "socket")}`];
     const child = spawn(process.execPath, argv, {
-      stdio: ["ignore", "pipe", "pipe"],
+      stdio: ["ignore", "pipe", "pipe", ...(hasHook ? ["pipe" as const] : [])],
       cwd: directory,
-      env: { PATH: process.env.PATH ?? "", ...env },
+      env: { PATH: process.env.PATH ?? "", ...(hasHook && { FLURRY_FORK_FD: "3" }), ...env },
     });
     const host = new WorkerHostUnderTest(child, directory);
+    if (hasHook) {
+      // It registers before it says that it listens, and waits for the answer.
+      host.#hook = ScriptedHook.over(child.stdio[3] as Socket);
+      const registered = await host.hook.next();
+      if (registered !== `hook worker-host ${child.pid}`) throw new Error(`It registers as: ${registered}`);
+      host.hook.say("ok");
+    }
     const [line] = await Promise.race([once(child.stdout!, "data"), host.#exited.then(() => [""])]);
     if (String(line).trim() !== "listening")
       throw new Error(`The worker host did not start: ${host.#stderr}`);
@@ -71,6 +81,12 @@ export class WorkerHostUnderTest implements AsyncDisposable {
       await host[Symbol.asyncDispose]();
       throw error;
     }
+  }
+
+  /** The agent's end of its fork hook. */
+  get hook(): ScriptedHook {
+    if (!this.#hook) throw new Error("The worker host was started without a fork hook");
+    return this.#hook;
   }
 
   get pid(): number {
