@@ -1,3 +1,4 @@
+import { Database } from "bun:sqlite";
 import nodeCrypto, {
   createECDH,
   generateKeyPairSync,
@@ -8,6 +9,7 @@ import nodeCrypto, {
   randomUUID,
 } from "node:crypto";
 import { promisify } from "node:util";
+import { runInNewContext } from "node:vm";
 
 /** Draws from every generator that a worker has: in the parent, and then in each child. */
 type Source = () => string | number | Promise<string>;
@@ -25,6 +27,13 @@ function pooled(): string {
   used += 16;
   return hex(pool.subarray(used - 16, used));
 }
+
+// As nanoid does it: the array that was filled is gone.
+const behind = Buffer.alloc(512);
+crypto.getRandomValues(behind.subarray(0, 256));
+const pooledBytes = randomBytes(4096);
+
+const random = new Database(":memory:").query("SELECT hex(randomblob(8)) || random() AS value");
 
 const filled = new Uint8Array(256);
 randomFillSync(filled);
@@ -60,7 +69,11 @@ const sources: Record<string, Source> = {
   "Bun.randomUUIDv7": () => Bun.randomUUIDv7(),
   "Bun.password, salt": () => Bun.password.hash("a", { algorithm: "bcrypt", cost: 4 }),
   "a library's pool": pooled,
+  "bytes drawn in the parent": () => hex(pooledBytes),
   "an array filled in the parent": () => hex(filled),
+  "a part of a buffer filled in the parent": () => hex(behind.subarray(0, 256)),
+  "bun:sqlite random, randomblob": () => (random.get() as { value: string }).value,
+  "Math.random, in a new context": () => runInNewContext("Math.random()") as number,
 };
 
 async function draw(): Promise<Record<string, string>> {
