@@ -83,7 +83,7 @@ void ids_boot(void);
 void ids_watch(bool is_still);
 bool ids_forked(void);
 bool ids_clock(uint64_t ns);
-bool ids_vm(void);
+void ids_vm(void);
 /* Takes an identity. NULL, or which step failed, with errno. */
 const char *ids_take(const struct msg *m, struct ids *ids);
 void ids_read(struct ids *ids);

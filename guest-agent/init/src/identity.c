@@ -196,7 +196,7 @@ void identity_identify(const struct msg *m) {
   if (!SKIPS("index")) agent.index = m->index;
   if (!SKIPS("vmid")) snprintf(agent.vm_id, sizeof agent.vm_id, "%.*s", (int)m->vm_id.len, m->vm_id.p);
   const char *failed = ids_take(m, ids);
-  if (failed == NULL && !ids_vm()) failed = "write /run/flurry/vm";
+  ids_vm();
   if (failed != NULL) {
     tx_error(m->id, FL_ERR_SYS, errno, "Cannot %s: %s", failed, strerror(errno));
     return;

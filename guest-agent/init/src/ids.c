@@ -31,7 +31,10 @@ struct id_file {
   char *page; /* the file's memory: to write there, a child need not run the kernel's code for it first */
 };
 static struct id_file machine_id = {MACHINE_ID, 33, -1, -1, NULL}, boot_id = {BOOT_ID, 37, -1, -1, NULL};
-static int urandom = -1, kernel_log = -1, vm_file = -1;
+static int urandom = -1, kernel_log = -1;
+/* The one line of /run/flurry/vm, mapped: a child writes it without a call. */
+static char *vm_line;
+#define VM_LINE_SIZE (FL_VM_ID_MAX + 12)
 /* Whether the image has SSH host keys: known since the freeze, so that children need not look. */
 static bool has_ssh_keys;
 
@@ -101,15 +104,22 @@ void ids_boot(void) {
   const char *copy = at("/var/lib/dbus/machine-id");
   if (access(copy, F_OK) == 0 && (unlink(copy) != 0 || symlink(MACHINE_ID, copy) != 0))
     complain("link /var/lib/dbus/machine-id");
-  vm_file = open(at("/run/flurry/vm"), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0444);
+  int vm = open(at("/run/flurry/vm"), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0444);
+  bool sized = vm >= 0 && ftruncate(vm, VM_LINE_SIZE) == 0;
+  void *mapped = sized ? mmap(NULL, VM_LINE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, vm, 0) : MAP_FAILED;
+  if (vm >= 0) close(vm);
+  if (mapped == MAP_FAILED) complain("write /run/flurry/vm");
+  else vm_line = mapped;
+  ids_vm(); /* so that the page is there */
   urandom = open("/dev/urandom", O_RDWR | O_CLOEXEC);
 }
 
 /* Tells every program which VM this is: its id and its index, on one line of /run/flurry/vm. */
-bool ids_vm(void) {
-  char line[FL_VM_ID_MAX + 16];
-  int n = snprintf(line, sizeof line, "%s %u\n", agent.vm_id, agent.index);
-  return vm_file < 0 || (pwrite(vm_file, line, (size_t)n, 0) == n && ftruncate(vm_file, n) == 0);
+void ids_vm(void) {
+  if (vm_line == NULL) return;
+  int n = snprintf(vm_line, VM_LINE_SIZE, "%s %u", agent.vm_id, agent.index);
+  memset(vm_line + n, ' ', (size_t)(VM_LINE_SIZE - 1 - n)); /* of one length, whatever is in it */
+  vm_line[VM_LINE_SIZE - 1] = '\n';
 }
 
 /* Opens it as a program would, whatever has become of the name since the boot. */
