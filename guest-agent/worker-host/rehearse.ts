@@ -5,7 +5,9 @@ import { WORKER_PROTOCOL_VERSION, type WorkerType, workerTypes } from "../protoc
 import { type GuestMessage, parseGuestMessage } from "../protocol/worker/guest-messages.ts";
 import { rehearseForks } from "./fork-hook.ts";
 import { WorkerHost } from "./host.ts";
+import { getRandomValues } from "./native-random.ts";
 import { OutboundCalls } from "./outbound-calls.ts";
+import { rememberFilled } from "./pools.ts";
 import type { Port, PortEvents } from "./port.ts";
 import { Records } from "./records.ts";
 import { compileRenewal, endRenewal, prepareRenewal, renew } from "./renew.ts";
@@ -38,6 +40,8 @@ export async function rehearse(): Promise<void> {
   const exit = () => undefined;
   new WorkerHost(port, { records, calls: new OutboundCalls(), entry: "", load, exit });
   compileRenewal();
+  const pool = getRandomValues(new Uint8Array(256));
+  rememberFilled([pool]);
   prepareRenewal();
   rehearseForks({ prepare: () => undefined, renew }, FORK_ROUNDS);
   endRenewal();

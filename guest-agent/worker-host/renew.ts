@@ -54,7 +54,7 @@ export function renew(): string {
   setRandomSeed((drawn[0]! | (drawn[1]! << 8) | (drawn[2]! << 16) | (drawn[3]! << 24)) >>> 0);
   // 32 bits are few for very many children: they also begin at different places of its sequence.
   skip(SKIPPED_DRAWS + (drawn[4]! | ((drawn[5]! & 3) << 8)));
-  if (pools.length > 0) refill(pools.splice(0));
+  refill(pools);
   return `${randomUUID()} ${(Math.random() * 2 ** 31) | 0}`;
 }
 
