@@ -28,7 +28,7 @@ function pooled(): string {
   return hex(pool.subarray(used - 16, used));
 }
 
-// As nanoid does it: the array that was filled is gone.
+// The array that was filled is gone; only what it was a part of is left.
 const behind = Buffer.alloc(512);
 crypto.getRandomValues(behind.subarray(0, 256));
 const pooledBytes = randomBytes(4096);
