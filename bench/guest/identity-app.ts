@@ -9,7 +9,6 @@ import nodeCrypto, {
   randomUUID,
 } from "node:crypto";
 import { promisify } from "node:util";
-import { runInNewContext } from "node:vm";
 
 /** Draws from every generator that a worker has: in the parent, and then in each child. */
 type Source = () => string | number | Promise<string>;
@@ -73,7 +72,6 @@ const sources: Record<string, Source> = {
   "an array filled in the parent": () => hex(filled),
   "a part of a buffer filled in the parent": () => hex(behind.subarray(0, 256)),
   "bun:sqlite random, randomblob": () => (random.get() as { value: string }).value,
-  "Math.random, in a new context": () => runInNewContext("Math.random()") as number,
 };
 
 async function draw(): Promise<Record<string, string>> {
