@@ -13,6 +13,10 @@ const LOOK_MS = 200;
 export interface Asked {
   ok: boolean;
   ttfbMs: number;
+  /** The time at which the answer had arrived, by `performance.now()`. */
+  endedAt: number;
+  /** The VM that has answered. */
+  vm?: string | undefined;
 }
 
 /** Asks the app once, and reads the right answer. */
@@ -21,10 +25,12 @@ export async function ask(url: string): Promise<Asked> {
   try {
     const answer = await fetch(new URL(PATH, url));
     const ttfbMs = performance.now() - began;
-    return { ok: (await answer.text()) === ANSWER, ttfbMs };
+    const ok = (await answer.text()) === ANSWER;
+    return { ok, ttfbMs, endedAt: performance.now(), vm: answer.headers.get("x-vm") ?? undefined };
   } catch {
     // It counts as an error, whatever it is.
-    return { ok: false, ttfbMs: performance.now() - began };
+    const endedAt = performance.now();
+    return { ok: false, ttfbMs: endedAt - began, endedAt };
   }
 }
 

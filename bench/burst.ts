@@ -12,14 +12,13 @@ import { loadColdWorker } from "../runtime/workers/js/js-parent.ts";
 import type { RouterStats } from "../runtime/workers/scaling/router-stats.ts";
 import { VmTaskRuntime } from "../runtime/workers/vm-task-runtime.ts";
 import { type Asked, ask, askAll, deployed, serveOnHost } from "./burst-requests.ts";
+import { VmEnds } from "./vm-ends.ts";
 
 const MIB = 1024 * 1024;
 /** How often the memory of all VMs is looked at while requests are under way, in ms. */
 const SAMPLE_MS = 100;
 /** Forks ahead of need at most, as by default. */
 const AHEAD = 4;
-/** Requests that come one after the other, each when nothing else is under way. */
-const ALONE = 20;
 /** Time between two looks whether it is quiet, in ms: longer than from an answer to a fork for the next one. */
 const QUIET_MS = 10;
 
@@ -29,6 +28,8 @@ export interface BurstBenchOptions {
   memMiB: number;
   /** VMs that are booted for one request each. */
   boots: number;
+  /** Requests of each kind that come one after the other, each when nothing else is under way. */
+  alone: number;
   onProgress?: ((stage: string) => void) | undefined;
   signal?: AbortSignal | undefined;
 }
@@ -56,6 +57,11 @@ export interface BurstBenchResult {
   ahead: BurstFigures;
   /** Requests that come one by one, each to a fork: made for it, and made ahead of it. */
   alone: { forked: Distribution; ahead: Distribution };
+  /**
+   * From the end of an answer to the moment when nothing is left of its VM: no process, no file. Of the burst
+   * to a fork for each request, and of the requests that come alone.
+   */
+  goneMs: Distribution;
   shared: BurstFigures;
   /** The same app on plain Bun on the host. */
   host: { ttfbMs: Distribution; errors: number };
@@ -65,7 +71,7 @@ export interface BurstBenchResult {
 
 /** Measures what a burst of requests meets: fresh forks, shared forks, no VM, and booted VMs. */
 export async function benchBurst(options: BurstBenchOptions): Promise<BurstBenchResult> {
-  const { n, memMiB, boots, onProgress, signal } = options;
+  const { n, memMiB, boots, alone: turns, onProgress, signal } = options;
   const app = join(import.meta.dirname, "guest", "burst-app.ts");
   const bundle = await bundleWorker(app, { signal });
   onProgress?.("the app on the host");
@@ -78,13 +84,16 @@ export async function benchBurst(options: BurstBenchOptions): Promise<BurstBench
     listen: { hostname: "127.0.0.1", port: 0 },
     runtime: () => runtime,
   });
+  using ends = new VmEnds(runtime.host);
+  const answered: Asked[] = [];
   const deploy = (name: string, mode: "request" | "shared", ahead: number) =>
     deployed(gateway.url, name, { bundle, memMiB, mode, ahead, signal });
-  const figures = async (name: string, url: string): Promise<BurstFigures> => {
+  const figures = async (name: string, url: string, kept: Asked[] = []): Promise<BurstFigures> => {
     onProgress?.(`${n} requests at once, ${name}`);
     const forksBefore = statsOf(runtime, name).forks;
     using memory = new MemoryWatch(runtime.host.owner.run);
     const asked = await askAll(url, n);
+    kept.push(...asked);
     return {
       ...shown(asked),
       children: statsOf(runtime, name).forks - forksBefore,
@@ -94,15 +103,18 @@ export async function benchBurst(options: BurstBenchOptions): Promise<BurstBench
   const requestUrl = await deploy("request", "request", 0);
   const aheadUrl = await deploy("ahead", "request", AHEAD);
   onProgress?.("requests that come one by one");
-  const alone = await oneByOne(runtime, requestUrl, aheadUrl, signal);
-  const request = await figures("request", requestUrl);
+  const { forked, ahead: spare } = await oneByOne(runtime, { requestUrl, aheadUrl, turns, signal });
+  answered.push(...forked, ...spare);
+  const request = await figures("request", requestUrl, answered);
+  const goneMs = distributionOf(await goneAfter(answered, ends));
   await quiet(runtime, signal);
   const ahead = await figures("ahead", aheadUrl);
   const shared = await figures("shared", await deploy("shared", "shared", 0));
   onProgress?.(`${boots} VMs that are booted`);
   const cold = await coldBoots(runtime, bundle, options);
   const { accel = "tcg", cores, slots } = runtime;
-  return { accel, cores, slots, n, memMiB, request, ahead, alone, shared, host, cold };
+  const alone = { forked: ttfbOf(forked), ahead: ttfbOf(spare) };
+  return { accel, cores, slots, n, memMiB, request, ahead, alone, goneMs, shared, host, cold };
 }
 
 async function onHost(app: string, n: number): Promise<BurstBenchResult["host"]> {
@@ -114,31 +126,46 @@ async function onHost(app: string, n: number): Promise<BurstBenchResult["host"]>
 
 function shown(asked: readonly Asked[]): { ttfbMs: Distribution; errors: number } {
   const answered = asked.filter(({ ok }) => ok);
-  return {
-    ttfbMs: distributionOf(answered.map(({ ttfbMs }) => ttfbMs)),
-    errors: asked.length - answered.length,
-  };
+  return { ttfbMs: ttfbOf(answered), errors: asked.length - answered.length };
+}
+
+function ttfbOf(asked: readonly Asked[]): Distribution {
+  return distributionOf(asked.map(({ ttfbMs }) => ttfbMs));
+}
+
+/** Milliseconds from each answer's end to that of its VM; 0 for a VM that was gone before. */
+async function goneAfter(asked: readonly Asked[], ends: VmEnds): Promise<number[]> {
+  const answered = asked.flatMap(({ endedAt, vm }) => (vm === undefined ? [] : [{ endedAt, vm }]));
+  return await Promise.all(
+    answered.map(async ({ endedAt, vm }) => Math.max(0, (await ends.endOf(vm)) - endedAt)),
+  );
+}
+
+interface OneByOne {
+  requestUrl: string;
+  aheadUrl: string;
+  /** Requests to each. */
+  turns: number;
+  signal: AbortSignal | undefined;
 }
 
 /** Asks both in turn, so that whatever else the machine does meets both. */
 async function oneByOne(
   runtime: VmTaskRuntime,
-  requestUrl: string,
-  aheadUrl: string,
-  signal: AbortSignal | undefined,
-): Promise<BurstBenchResult["alone"]> {
-  const forked: number[] = [];
-  const ahead: number[] = [];
-  for (let turn = 0; turn < ALONE; turn += 1) {
+  { requestUrl, aheadUrl, turns, signal }: OneByOne,
+): Promise<{ forked: Asked[]; ahead: Asked[] }> {
+  const forked: Asked[] = [];
+  const ahead: Asked[] = [];
+  for (let turn = 0; turn < turns; turn += 1) {
     await quiet(runtime, signal);
-    forked.push((await ask(requestUrl)).ttfbMs);
+    forked.push(await ask(requestUrl));
     await quiet(runtime, signal);
     const before = statsOf(runtime, "ahead").usedAhead;
-    const { ttfbMs } = await ask(aheadUrl);
+    const asked = await ask(aheadUrl);
     // There is none ready where the host had no room for it.
-    if (statsOf(runtime, "ahead").usedAhead > before) ahead.push(ttfbMs);
+    if (statsOf(runtime, "ahead").usedAhead > before) ahead.push(asked);
   }
-  return { forked: distributionOf(forked), ahead: distributionOf(ahead) };
+  return { forked, ahead };
 }
 
 /** Waits until no child starts, serves or ends for some time. Nobody tells. */

@@ -4,7 +4,7 @@ import { formatBytes, formatMs, formatTable } from "./format.ts";
 
 /** The figures of `flurry bench burst` as text. */
 export function burstTable(result: BurstBenchResult): string {
-  const { accel, cores, slots, n, request, ahead, alone, shared, host, cold } = result;
+  const { accel, cores, slots, n, request, ahead, alone, goneMs, shared, host, cold } = result;
   const row = (name: string, d: Distribution, errors: number, children: string, bytes: string) => {
     return [name, formatMs(d.p50), formatMs(d.p99), String(errors), children, bytes];
   };
@@ -31,5 +31,5 @@ export function burstTable(result: BurstBenchResult): string {
   }));
   const each = formatBytes(bytesEach(result));
   const sooner = timesSooner(result).toFixed(1);
-  return `${formatTable(columns, rows)}\n\nHalf of a burst is answered ${sooner} times sooner than one request by a booted VM; a fork has ${each} of its own`;
+  return `${formatTable(columns, rows)}\n\nHalf of a burst is answered ${sooner} times sooner than one request by a booted VM; a fork has ${each} of its own, and is gone ${formatMs(goneMs.p50)} (p99 ${formatMs(goneMs.p99)}) after its answer`;
 }

@@ -1,5 +1,6 @@
 import { Command } from "commander";
 import { benchBurst } from "../../bench/burst.ts";
+import { burstAims } from "../../bench/burst-aims.ts";
 import { benchFork, type ForkBenchResult } from "../../bench/fork.ts";
 import { forkAims } from "../../bench/fork-aims.ts";
 import { benchGateway } from "../../bench/gateway.ts";
@@ -48,6 +49,10 @@ Examples:
   flurry bench gateway --json > gateway.json
 
 A bare server of the same runtime is asked in turn with the gateway: compare within one run.`;
+
+interface BurstOptions extends ForkOptions {
+  alone: number;
+}
 
 const BURST_EXAMPLES = `
 Examples:
@@ -120,22 +125,24 @@ export function benchCommand(): Command {
     .option("--n <n>", "requests at once", positiveInteger("--n"), 16)
     .option("--memory <MiB>", "memory of a guest", positiveInteger("--memory"), 512)
     .option("--boots <n>", "VMs to boot for one request each", positiveInteger("--boots"), 3)
+    .option("--alone <n>", "requests of each kind that come alone", positiveInteger("--alone"), 20)
     .option("--json", "print one JSON object")
     .addHelpText("after", BURST_EXAMPLES)
-    .action((options: ForkOptions) => burst(options));
+    .action((options: BurstOptions) => burst(options));
   return command.addCommand(identityCommand());
 }
 
-async function burst({ n, memory, boots, json }: ForkOptions): Promise<void> {
+async function burst({ n, memory, boots, alone, json }: BurstOptions): Promise<void> {
   const signal = cliSignal();
   const output = new Output();
   using progress = output.progress("Measuring");
   const result = await benchBurst({
-    ...{ n, memMiB: memory, boots, signal },
+    ...{ n, memMiB: memory, boots, alone, signal },
     onProgress: (stage) => progress.describe(stage),
   });
   progress.finish();
-  output.print(json ? JSON.stringify(result) : burstTable(result));
+  const aims = burstAims(result);
+  output.print(json ? JSON.stringify({ ...result, aims }) : `${burstTable(result)}\n\n${aimTable(aims)}`);
 }
 
 async function fork(options: ForkOptions): Promise<void> {

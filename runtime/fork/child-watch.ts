@@ -18,9 +18,19 @@ export interface Proof {
   parent: { image: string; memory: string | undefined; frozenAt: number };
 }
 
+/** What a child's VM is on its host. */
+export interface ChildProcess {
+  /** Of its QEMU. */
+  pid: number;
+  /** Holds its sockets and files; removed after the process's end. */
+  dir: string;
+  /** Resolves at the process's end. */
+  exited: Promise<unknown>;
+}
+
 /** Hears of the children of a host. It must neither throw nor take time: forks go on behind it. */
 export interface ChildObserver {
-  proven(proof: Proof): void;
+  proven(proof: Proof, process: ChildProcess): void;
   unproven(error: UnprovenError): void;
 }
 
@@ -34,8 +44,8 @@ export function watchChildren(host: Host, observer: ChildObserver): Disposable {
   return { [Symbol.dispose]: () => void all.delete(observer) };
 }
 
-export function tellProven(host: Host, proof: Proof): void {
-  for (const observer of observers.get(host) ?? []) observer.proven(proof);
+export function tellProven(host: Host, proof: Proof, process: ChildProcess): void {
+  for (const observer of observers.get(host) ?? []) observer.proven(proof, process);
 }
 
 export function tellUnproven(host: Host, error: UnprovenError): void {

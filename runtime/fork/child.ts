@@ -157,6 +157,11 @@ export class Child implements AsyncDisposable {
     return this.#options.taken.shell.qemu.pid;
   }
 
+  /** Holds the sockets and files of its VM, and is removed with it. */
+  get dir(): string {
+    return this.#options.taken.shell.qemu.dir;
+  }
+
   /** The host's end of the worker-host's port, if the machine has one; paused until somebody reads it. */
   get workerSocket(): Socket | undefined {
     return this.#options.taken.shell.qemu.workerSocket;

@@ -133,7 +133,7 @@ export class Parent implements AsyncDisposable {
       });
       this.#lookedAgain = true;
       const parent = { image: fingerprint.image, memory: ram.hash, frozenAt };
-      tellProven(this.#host, { ...child.proof, parent });
+      tellProven(this.#host, { ...child.proof, parent }, child);
       return child;
     } catch (error) {
       if (error instanceof UnprovenError) tellUnproven(this.#host, error);
