@@ -107,7 +107,8 @@ export const Serving = z
       description: "Whether anyone may ask, or who has a key with scope `submit`",
     }),
     timeoutMs: z.int().min(1).max(3_600_000).default(30_000).meta({
-      description: "Longest time from when a request has its VM until the answer begins",
+      description:
+        "Longest time from when a request has its VM until the answer begins; it begins anew with each MiB of the request's body that the worker takes",
     }),
     maxChildren: z.int().min(1).max(10_000).default(100).meta({ description: "VMs at most" }),
     maxQueue: z.int().min(1).max(100_000).default(1000).meta({

@@ -1,6 +1,6 @@
 import { describe, expect, test } from "bun:test";
 import { setTimeout as sleep } from "node:timers/promises";
-import { limits } from "../../guest-agent/protocol/constants.ts";
+import { limits, streams } from "../../guest-agent/protocol/constants.ts";
 import { type WorkerLog, workerLimits } from "../../guest-agent/protocol/worker/mod.ts";
 import { rejection } from "../support/agent-peer.ts";
 import { ScriptedWorkerHost } from "../support/worker-peer.ts";
@@ -133,6 +133,35 @@ describe("WorkerClient", () => {
     expect(guest.isIdle).toBe(true);
     guest.client.close();
     expect(await response).toMatchObject({ code: "AGENT_CLOSED" });
+  });
+
+  test("gives an answer its time anew with each MiB of the body that the worker takes, and no longer", async () => {
+    await using guest = await ScriptedWorkerHost.start();
+    guest.greet();
+    const url = "http://w/";
+    const post = () =>
+      guest.client.fetch({ method: "POST", url, body: new Uint8Array(4 << 20) }, { timeoutMs: 1000 });
+    /** Takes all of it, with pauses that are longer than that together. */
+    const take = async (pauseMs: number): Promise<number> => {
+      const { id } = await guest.expect("REQUEST");
+      for (let taken = 0; taken < 4 << 20; ) {
+        const { data } = await guest.expect("DATA");
+        if (taken >> 20 < (taken + data.length) >> 20) await sleep(pauseMs);
+        taken += data.length;
+        guest.send("CREDIT", id, { s: streams.IN, n: data.length });
+      }
+      await guest.expect("END");
+      return id;
+    };
+    const slow = post();
+    const began = performance.now();
+    const id = await take(300);
+    expect(performance.now() - began).toBeGreaterThan(1000);
+    guest.send("RESPONSE", id, { status: 200, headers: [], body: false });
+    expect((await slow).status).toBe(200);
+    const never = rejection(post());
+    await take(0);
+    expect(await never).toMatchObject({ code: "AGENT_TIMEOUT" });
   });
 
   test("a request that was given up keeps its id until the guest is done with it", async () => {

@@ -168,7 +168,7 @@ export class WorkerClient implements AsyncDisposable {
 
   /**
    * Sends the worker a request. Resolves with the head of its answer. `timeoutMs` is for that head,
-   * `signal` for all of the exchange: either aborts the worker's request.
+   * and begins anew with each MiB of the request's body that the worker takes; `signal` for all of the exchange: either aborts the worker's request.
    *
    * @throws WorkerError BAD_ARGUMENT, BODY_TOO_LARGE, AGENT_REFUSED with `remote` LIMIT, STATE, EXITED or
    * NO_HANDLER. An error in the worker's handler is a response with status 500.

@@ -10,6 +10,12 @@ import { WorkerError, type WorkerErrorCode } from "./errors.ts";
 import type { DoneInfo, GuestMessage } from "./guest-messages.ts";
 import type { HeaderList } from "./headers.ts";
 
+/**
+ * The time for an answer begins anew with so many bytes of the request's body that the worker has taken: a long
+ * body may come by a slow line, and a worker that reads all of it first is not late by that.
+ */
+const ANEW_BYTES = 1 << 20;
+
 /** What begins an exchange. */
 export interface ExchangeStart {
   /** For error messages, such as `GET /x`. */
@@ -45,12 +51,15 @@ export class Exchange implements WorkerMessageHandler {
   readonly #done = Promise.withResolvers<DoneInfo>();
   readonly #inbound: InboundStream;
   readonly #outbound: OutboundStream;
-  readonly #deadline: Disposable;
+  readonly #timeoutMs: number | undefined;
+  #deadline: Disposable;
   readonly #abort: Disposable;
   readonly #id: number;
   #pump: BodyPump | undefined;
   #state: "waiting" | "answered" | "ended" | "abandoned" = "waiting";
   #received = 0;
+  /** Bytes of the request's body that the guest has taken since the time for its answer began. */
+  #taken = 0;
   #failure: WorkerError | undefined;
   #onReleased: (() => void) | undefined;
 
@@ -81,10 +90,11 @@ export class Exchange implements WorkerMessageHandler {
       data: (chunk) => connection.sendData(this.#id, streams.IN, chunk),
       end: () => connection.send("END", this.#id, { s: streams.IN }),
     });
-    const onEnd = (error: WorkerError<AgentErrorCode>) => this.#abandon(error);
+    const { signal, timeoutMs } = options;
+    this.#timeoutMs = timeoutMs;
     // Time is for the answer to begin, or, without a head, for all of it; the signal is for all of it.
-    this.#abort = watchWait(start.what, { signal: options.signal }, onEnd);
-    this.#deadline = watchWait(start.what, { timeoutMs: options.timeoutMs }, onEnd);
+    this.#abort = watchWait(start.what, { signal }, (error) => this.#abandon(error));
+    this.#deadline = this.#newDeadline();
     this.#id = this.#open();
     if (start.body !== undefined) this.#send(start.body);
   }
@@ -115,6 +125,7 @@ export class Exchange implements WorkerMessageHandler {
       }
       case "CREDIT":
         this.#outbound.addCredit(message.bytes);
+        this.#onTaken(message.bytes);
         break;
       case "CANCEL":
         this.#stopSending(new WorkerError("AGENT_REFUSED", `${what}: the worker reads no more`));
@@ -136,6 +147,19 @@ export class Exchange implements WorkerMessageHandler {
   onClose(error: LostError): void {
     this.#release();
     this.#fail(error);
+  }
+
+  #newDeadline(): Disposable {
+    const { what } = this.#start;
+    return watchWait(what, { timeoutMs: this.#timeoutMs }, (error) => this.#abandon(error));
+  }
+
+  #onTaken(bytes: number): void {
+    this.#taken += bytes;
+    if (this.#taken < ANEW_BYTES || this.#start.type !== "REQUEST" || this.#state !== "waiting") return;
+    this.#taken = 0;
+    this.#deadline[Symbol.dispose]();
+    this.#deadline = this.#newDeadline();
   }
 
   #open(): number {
