@@ -137,7 +137,7 @@ function ttfbOf(asked: readonly Asked[]): Distribution {
 async function goneAfter(asked: readonly Asked[], ends: VmEnds): Promise<number[]> {
   const answered = asked.flatMap(({ endedAt, vm }) => (vm === undefined ? [] : [{ endedAt, vm }]));
   return await Promise.all(
-    answered.map(async ({ endedAt, vm }) => Math.max(0, (await ends.endOf(vm)) - endedAt)),
+    answered.map(async ({ endedAt, vm }) => Math.max(0, (await ends.endOf(vm)).at - endedAt)),
   );
 }
 

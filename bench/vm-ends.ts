@@ -5,10 +5,19 @@ import type { Host } from "../runtime/vm/host.ts";
 /** Milliseconds until a VM that is still there is taken for one that stays: a bound, no expectation. */
 const ENDS_MS = 60_000;
 
+/** The end of a child's VM. */
+export interface VmEnd {
+  /** When its last trace was gone, by `performance.now()`. */
+  at: number;
+  /** What its QEMU's id, and its directory, had been. */
+  pid: number;
+  dir: string;
+}
+
 /** Knows when nothing is left of the VMs of a host's children: no process, no directory, no socket. */
 export class VmEnds implements Disposable {
-  /** By the child's id. Times are those of `performance.now()`. */
-  readonly #ends = new Map<string, Promise<number>>();
+  /** By the child's id. */
+  readonly #ends = new Map<string, Promise<VmEnd>>();
   /** Called when something in the directory of all VMs has come or gone. */
   readonly #looks = new Set<() => void>();
   readonly #watcher: FSWatcher;
@@ -26,11 +35,11 @@ export class VmEnds implements Disposable {
   }
 
   /**
-   * Resolves with the time at which the last trace of a child's VM was gone.
+   * Resolves when the last trace of a child's VM is gone.
    *
    * @param vm - the child's id
    */
-  async endOf(vm: string): Promise<number> {
+  async endOf(vm: string): Promise<VmEnd> {
     const end = this.#ends.get(vm);
     if (end === undefined) throw new Error(`Nobody knows of a child "${vm}"`);
     const limit = Promise.withResolvers<never>();
@@ -45,9 +54,9 @@ export class VmEnds implements Disposable {
     }
   }
 
-  async #endOf({ exited, dir }: ChildProcess): Promise<number> {
+  async #endOf({ exited, pid, dir }: ChildProcess): Promise<VmEnd> {
     await Promise.all([exited, this.#removed(dir)]);
-    return performance.now();
+    return { at: performance.now(), pid, dir };
   }
 
   async #removed(dir: string): Promise<void> {

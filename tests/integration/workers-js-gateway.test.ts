@@ -4,7 +4,10 @@ import { existsSync } from "node:fs";
 import { createServer, type Server } from "node:http";
 import type { AddressInfo } from "node:net";
 import { setTimeout as delay } from "node:timers/promises";
+import { VmEnds } from "../../bench/vm-ends.ts";
 import type { ScheduledRun, WorkerLogRecord, WorkerVersion } from "../../runtime/api/mod.ts";
+import { distributionOf } from "../../runtime/stats.ts";
+import { processesOf } from "../../runtime/vm/owner.ts";
 import { VmTaskRuntime } from "../../runtime/workers/vm-task-runtime.ts";
 import { eventually, GatewaySandbox, problemFrom } from "../support/gateway-sandbox.ts";
 import { SETUP_MS, TEST_MS, type TemporaryDirectory } from "../support/vm.ts";
@@ -16,6 +19,7 @@ import { homeWithImages } from "../support/workers-runtime.ts";
  */
 function counter(mark: string): string {
   return `let asked = 0;
+    let left;
     export default {
       setup() { asked = 100; },
       async fetch(request, env, ctx) {
@@ -51,8 +55,8 @@ function counter(mark: string): string {
     /** What others have left wherever something can be left, and leaves as much. */
     async function traces() {
       const file = Bun.file("/tmp/trace");
-      const seen = [globalThis.trace, process.env.TRACE, (await file.exists()) ? "file" : undefined];
-      globalThis.trace = process.env.TRACE = "left";
+      const seen = [left, globalThis.trace, Bun.trace, process.env.TRACE, (await file.exists()) ? "file" : undefined];
+      left = globalThis.trace = Bun.trace = process.env.TRACE = "left";
       await Bun.write(file, "left");
       return seen.filter((trace) => trace !== undefined);
     }`;
@@ -101,6 +105,7 @@ class Site implements AsyncDisposable {
 let site: Site;
 let home: TemporaryDirectory;
 let runtime: VmTaskRuntime;
+let ends: VmEnds;
 let gateway: GatewaySandbox;
 
 beforeAll(async () => {
@@ -111,7 +116,8 @@ beforeAll(async () => {
     slots: 4,
     outboundAllow: [`127.0.0.1:${site.port}`],
   });
-  gateway = await GatewaySandbox.open({ runtime: () => runtime, limits: { scheduledMs: 15_000 } });
+  ends = new VmEnds(runtime.host);
+  gateway = await GatewaySandbox.open({ runtime: () => runtime, limits: { scheduledMs: 10_000 } });
   await deploy("count", { env: { GREETING: "hello" }, http: { timeoutMs: 20_000 } });
 }, SETUP_MS);
 
@@ -119,6 +125,7 @@ afterAll(async () => {
   const { run, shm } = runtime.host.owner;
   await gateway[Symbol.asyncDispose]();
   await site[Symbol.asyncDispose]();
+  ends[Symbol.dispose]();
   expect([run, shm].filter((path) => existsSync(path))).toEqual([]);
   home[Symbol.dispose]();
 }, TEST_MS);
@@ -156,6 +163,27 @@ describe("a deployed JS worker", () => {
   );
 
   test(
+    "leaves no process and no file of a fork when its answer is over",
+    async () => {
+      const times: number[] = [];
+      const askOnce = async () => {
+        const { vm } = await ask("/w/count/");
+        const answered = performance.now();
+        const { at, pid, dir } = await ends.endOf(vm);
+        times.push(Math.max(0, at - answered));
+        expect([existsSync(`/proc/${pid}`), existsSync(dir), processesOf(dir)]).toEqual([false, false, []]);
+      };
+      for (let time = 0; time < 4; time++) await askOnce();
+      await Promise.all(Array.from({ length: 6 }, askOnce));
+      const { p50, p99, max } = distributionOf(times);
+      process.stderr.write(`gone after the answer: p50 ${p50.toFixed(0)}, p99 ${p99.toFixed(0)} ms\n`);
+      // A second is what is aimed at, which bench burst measures; a machine may be busy here.
+      expect(max).toBeLessThan(10_000);
+    },
+    TEST_MS,
+  );
+
+  test(
     "fails with an answer of its own, or with one of the gateway that says why",
     async () => {
       const own = await gateway.fetch("/w/count/boom");
@@ -179,7 +207,7 @@ describe("a deployed JS worker", () => {
       const tracesOf = async (session: string) =>
         await (await gateway.fetch("/w/cart/traces", { headers: { "x-session": session } })).json();
       expect([await tracesOf("a"), await tracesOf("b")]).toEqual([[], []]);
-      expect(await tracesOf("a")).toEqual(["left", "left", "file"]);
+      expect(await tracesOf("a")).toEqual(["left", "left", "left", "left", "file"]);
     },
     TEST_MS,
   );
@@ -189,25 +217,24 @@ describe("a deployed JS worker", () => {
     async () => {
       const http = { isolation: { mode: "shared" } };
       await deploy("swap", { http });
-      const old = await ask("/w/swap/");
+      await deploy("stay", { http });
+      const [old] = await Promise.all([ask("/w/swap/"), ask("/w/stay/")]);
+      // Both new versions at once: most of their time is that of one processor.
       await deploy("swap", { http }, "two");
-      let next = await ask("/w/swap/");
-      // The old one answers until the new one is ready.
-      while (next.mark === "one") {
-        // Most of the processor is for the new one.
-        await delay(50);
-        next = await ask("/w/swap/");
-      }
-      expect(next).toMatchObject({ mark: "two", asked: 101 });
-      expect(next.vm).not.toBe(old.vm);
       const json = { module: { code: "throw new Error('never loads')" }, memoryMiB: 256 };
-      await gateway.json("/v1/workers/swap", { method: "PUT", json }, 201);
+      await gateway.json("/v1/workers/stay", { method: "PUT", json }, 201);
+      let next: Seen;
       let worker: WorkerVersion;
       do {
-        await delay(50);
-        expect(await ask("/w/swap/")).toMatchObject({ mark: "two" });
-        worker = await gateway.json<WorkerVersion>("/v1/workers/swap");
-      } while (worker.state !== "failed");
+        await delay(200);
+        // The old one answers until the new one is ready.
+        next = await ask("/w/swap/");
+        expect(await ask("/w/stay/")).toMatchObject({ mark: "one" });
+        worker = await gateway.json<WorkerVersion>("/v1/workers/stay");
+      } while (next.mark === "one" || worker.state !== "failed");
+      expect(next.mark).toBe("two");
+      expect(next.asked).toBeGreaterThan(100);
+      expect(next.vm).not.toBe(old.vm);
       expect(worker.error).toMatchObject({ code: "WORKER_LOAD_FAILED" });
       expect(worker.error!.message).toContain("never loads");
     },
@@ -218,21 +245,28 @@ describe("a deployed JS worker", () => {
     "runs the tasks of jobs: input in, value out, and what it prints in the log",
     async () => {
       await deploy("double");
-      const inputs = [1, 21, "bad", "hang", "long"];
-      const { id } = await gateway.submit({ worker: "double", timeoutMs: 8000, tasks: { inputs } });
-      const events = await gateway.fetch(`/v1/jobs/${id}/events`);
-      await events.text();
-      const lines = (await (await gateway.fetch(`/v1/jobs/${id}/results`)).text()).trim().split("\n");
-      const results = lines.map((line) => JSON.parse(line));
-      expect(results[0].value).toEqual({ doubled: 2, asked: 101, index: 0, env: "5" });
-      expect(results[1].value).toEqual({ doubled: 42, asked: 101, index: 1, env: "5" });
+      const inputs = [1, 21, "bad", "long"];
+      const hang = { worker: "double", timeoutMs: 1500, tasks: { inputs: ["hang"] } };
+      const [{ id }, hanging] = await Promise.all([
+        gateway.submit({ worker: "double", tasks: { inputs } }),
+        gateway.submit(hang),
+      ]);
+      const resultsOf = async (job: string) => {
+        await (await gateway.fetch(`/v1/jobs/${job}/events`)).text();
+        const lines = (await (await gateway.fetch(`/v1/jobs/${job}/results`)).text()).trim().split("\n");
+        return lines.map((line) => JSON.parse(line));
+      };
+      const results = await resultsOf(id);
+      expect(results[0].value).toEqual({ doubled: 2, asked: 101, index: 0, env: "4" });
+      expect(results[1].value).toEqual({ doubled: 42, asked: 101, index: 1, env: "4" });
       expect(results[0]).toMatchObject({ state: "succeeded", stdout: "" });
       expect(results[2].value).toBeUndefined();
       expect(results[2]).toMatchObject({ state: "failed", stdout: "", error: { code: "TASK_FAILED" } });
       expect(results[2].error.message).toContain("it is bad");
-      expect(results[3]).toMatchObject({ state: "failed", error: { code: "TASK_TIMEOUT" } });
-      expect(results[4]).toMatchObject({ state: "failed", error: { code: "TASK_FAILED" } });
-      expect(results[4].error.message).toBe("The value of task 4 takes 1048578 bytes as JSON");
+      expect(results[3]).toMatchObject({ state: "failed", error: { code: "TASK_FAILED" } });
+      expect(results[3].error.message).toContain("takes 1048578 bytes as JSON");
+      const [hung] = await resultsOf(hanging.id);
+      expect(hung).toMatchObject({ state: "failed", error: { code: "TASK_TIMEOUT" } });
       const log = await (await gateway.fetch(`/v1/jobs/${id}/logs?task=2&follow=false`)).text();
       expect(log).toContain('got \\"bad\\"');
       expect(log).toContain("Error: it is bad");
@@ -270,7 +304,15 @@ describe("a deployed JS worker", () => {
       const good = await call("0 0 1 1 *");
       expect(good).toMatchObject({ name: "count", version: 1, cron: "0 0 1 1 *", outcome: "succeeded" });
       expect(good.ms).toBeGreaterThanOrEqual(49);
-      const failures = await Promise.all(["0 1 1 1 *", "0 2 1 1 *", "0 3 1 1 *"].map(call));
+      // A version with crons needs a scheduled(): that is found out while the second call lasts for ever.
+      const module = { code: "export default { fetch() {} }" };
+      const without = { module, memoryMiB: 256, crons: ["0 0 1 1 *"] };
+      const failing = Promise.all(["0 1 1 1 *", "0 2 1 1 *", "0 3 1 1 *"].map(call));
+      await gateway.json("/v1/workers/never", { method: "PUT", json: without }, 201);
+      const never = await gateway.problem("/w/never/");
+      expect(never).toMatchObject({ status: 502, code: "WORKER_LOAD_FAILED" });
+      expect(never.detail).toContain("it has crons, but no scheduled(); it has fetch()");
+      const failures = await failing;
       expect(failures.map(({ outcome, error }) => [outcome, error?.code])).toEqual([
         ["failed", "TASK_FAILED"],
         ["failed", "WORKER_TIMEOUT"],
@@ -283,13 +325,6 @@ describe("a deployed JS worker", () => {
       expect(of(good)).toEqual(["called for 0 0 1 1 * 101 hello"]);
       expect(of(failures[0]!).join()).toMatch(/Error: it is night\n.*scheduled/);
       expect(of(failures[2]!).join()).toContain("it is late");
-      // A version with crons needs a scheduled().
-      const module = { code: "export default { fetch() {} }" };
-      const without = { module, memoryMiB: 256, crons: ["0 0 1 1 *"] };
-      await gateway.json("/v1/workers/never", { method: "PUT", json: without }, 201);
-      const never = await gateway.problem("/w/never/");
-      expect(never).toMatchObject({ status: 502, code: "WORKER_LOAD_FAILED" });
-      expect(never.detail).toContain("it has crons, but no scheduled(); it has fetch()");
     },
     TEST_MS,
   );
