@@ -39,7 +39,9 @@ const SecretKeys = z
   .array(z.string().regex(/^[0-9a-zA-Z_-]{1,64}$/))
   .max(1000)
   .optional()
-  .meta({ description: "Ids of the keys whose jobs may have it; all keys by default" });
+  .meta({
+    description: "Ids of the keys whose jobs, and workers over HTTP, may have it; all keys by default",
+  });
 
 export const SecretPut = z
   .strictObject({ value: textOf(1, 65_536), keys: SecretKeys })

@@ -46,9 +46,9 @@ export function requireScope(scope: Scope): MiddlewareHandler<GatewayEnv> {
   });
 }
 
-/** Whether who asked some time ago could still ask: keys come and go while a stream is open. */
+/** Whether who asked some time ago could still ask: keys come and go. */
 export async function isStillKnown(
-  { store }: Pick<GatewayContext, "store">,
+  { store }: { store: Pick<GatewayContext["store"], "keys"> },
   { owner }: Pick<Principal, "owner">,
 ): Promise<boolean> {
   if (owner !== "") return (await store.keys.find(owner)) !== undefined;

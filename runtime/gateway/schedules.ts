@@ -1,9 +1,9 @@
 import { getLogger } from "@logtape/logtape";
 import { FlurryError } from "../../errors/errors.ts";
-import { isModule, type ScheduledRun, type WorkerVersion } from "../api/mod.ts";
+import { isModule, type ScheduledRun } from "../api/mod.ts";
 import type { Clock } from "../clock.ts";
 import { classOf, failureOf } from "../jobs/next-step.ts";
-import type { Store } from "../jobs/ports.ts";
+import type { Store, StoredWorker } from "../jobs/ports.ts";
 import type { After } from "../jobs/timer.ts";
 import type { ScheduledEnd } from "../workers/js/js-scheduled.ts";
 import type { WorkerRequests, WorkerTriggers } from "./context.ts";
@@ -21,7 +21,7 @@ const SOON_MS = 50_000;
 const logger = getLogger(["flurry", "schedules"]);
 
 export interface SchedulesOptions {
-  store: Pick<Store, "workers" | "secrets">;
+  store: Pick<Store, "workers" | "secrets" | "keys">;
   hosts: Pick<WorkerHosts, "worker" | "onChange">;
   /** What calls workers; without it nothing is called. */
   requests: Pick<WorkerRequests, "scheduled" | "logs"> | undefined;
@@ -157,7 +157,7 @@ export class Schedules implements AsyncDisposable, WorkerTriggers {
   }
 
   async #call(
-    worker: WorkerVersion,
+    worker: StoredWorker,
     event: { cron: string; time: number },
     signal: AbortSignal,
   ): Promise<ScheduledEnd> {
@@ -217,7 +217,7 @@ export class Schedules implements AsyncDisposable, WorkerTriggers {
     this.#set(name, await this.#options.hosts.worker(name));
   }
 
-  #set(name: string, worker: WorkerVersion | undefined): void {
+  #set(name: string, worker: StoredWorker | undefined): void {
     this.#timer.set(name, worker && isModule(worker.spec) ? (worker.spec.crons ?? []) : []);
   }
 

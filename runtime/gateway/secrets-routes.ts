@@ -16,7 +16,7 @@ const putSecret = createRoute({
   summary: "Set a secret",
   description:
     "Workers name it in `secrets`; tasks that begin from now on get this value. No answer ever shows it. " +
-    "With `keys` only jobs of these keys get it.",
+    "With `keys` only jobs of these keys get it, and workers that they deployed.",
   middleware: requireScope("admin"),
   request: { params, body: jsonBody(SecretPut) },
   responses: { 200: jsonResponse("It is stored", Secret), ...problems(408, 413, 415, 507) },

@@ -1,5 +1,4 @@
-import type { WorkerVersion } from "../api/mod.ts";
-import type { WorkerStore } from "../jobs/ports.ts";
+import type { StoredWorker, WorkerStore } from "../jobs/ports.ts";
 
 /** Workers that are read from the store at a time: each may have megabytes of code. */
 const STEP = 10;
@@ -11,7 +10,7 @@ export class WorkerHosts {
   #names: Promise<Map<string, string>> | undefined;
 
   /** Current versions that have been asked for. To read one from the store is to parse all of its code. */
-  readonly #current = new Map<string, Promise<WorkerVersion | undefined>>();
+  readonly #current = new Map<string, Promise<StoredWorker | undefined>>();
   readonly #listeners = new Set<(name: string) => void>();
 
   constructor(workers: WorkerStore) {
@@ -31,10 +30,10 @@ export class WorkerHosts {
   }
 
   /** The current version of a worker. */
-  async worker(name: string): Promise<WorkerVersion | undefined> {
+  async worker(name: string): Promise<StoredWorker | undefined> {
     const reading = this.#current.get(name) ?? this.#workers.get(name);
     this.#current.set(name, reading);
-    let worker: WorkerVersion | undefined;
+    let worker: StoredWorker | undefined;
     try {
       worker = await reading;
       return worker;

@@ -3,10 +3,10 @@ import type { Context, MiddlewareHandler } from "hono";
 import { getCookie } from "hono/cookie";
 import { createMiddleware } from "hono/factory";
 import { describeError, FlurryError } from "../../errors/errors.ts";
-import { isModule, type ModuleSpec, type WorkerVersion } from "../api/mod.ts";
-import type { Store } from "../jobs/ports.ts";
+import { isModule, type ModuleSpec } from "../api/mod.ts";
+import type { Store, StoredWorker } from "../jobs/ports.ts";
 import type { ServedVersion } from "../workers/js/js-services.ts";
-import { authenticate, isLoopback, requireScope } from "./auth.ts";
+import { authenticate, isLoopback, isStillKnown, requireScope } from "./auth.ts";
 import type { GatewayContext, GatewayEnv } from "./context.ts";
 import { answerProblem } from "./problem.ts";
 
@@ -23,7 +23,7 @@ const OWN_STATUS: ReadonlySet<number> = new Set([400, 401, 403, 404, 413, 499, 5
 
 /** Where secrets come from. */
 interface SecretsOwner {
-  store: Pick<Store, "secrets">;
+  store: Pick<Store, "secrets" | "keys">;
 }
 
 /** A worker that is asked, and where. */
@@ -67,7 +67,7 @@ async function targetOf({ hosts }: GatewayContext, c: Context<GatewayEnv>): Prom
 async function answerOrProblem(
   context: GatewayContext,
   c: Context<GatewayEnv>,
-  target: Target & { worker: WorkerVersion | undefined },
+  target: Target & { worker: StoredWorker | undefined },
 ): Promise<Response> {
   try {
     return withHeaders(await answerOf(context, c, target), c, target);
@@ -83,7 +83,7 @@ async function answerOrProblem(
 async function answerOf(
   context: GatewayContext,
   c: Context<GatewayEnv>,
-  { name, prefix, worker }: Target & { worker: WorkerVersion | undefined },
+  { name, prefix, worker }: Target & { worker: StoredWorker | undefined },
 ): Promise<Response> {
   const { requests } = context.runtime;
   if (!worker || !isModule(worker.spec) || !requests) {
@@ -114,7 +114,7 @@ async function answerOf(
 }
 
 /** A version of a module as its runtime gets it. */
-export function servedVersion(context: SecretsOwner, worker: WorkerVersion): ServedVersion {
+export function servedVersion(context: SecretsOwner, worker: StoredWorker): ServedVersion {
   const { name, version, spec } = worker;
   return { name, version, spec: spec as ModuleSpec, secrets: () => secretsOf(context, worker) };
 }
@@ -139,20 +139,25 @@ function sessionOf(
   return { session, cookie: `${name}=${session}; Path=${prefix}/; HttpOnly; SameSite=Lax` };
 }
 
-/** Secrets of a worker that is asked by anyone: those which are for all keys. */
+/** Secrets of a worker, whoever asks it: those that the key which has deployed it may use. */
 async function secretsOf(
-  { store }: SecretsOwner,
-  { name: worker, spec }: WorkerVersion,
+  context: SecretsOwner,
+  { name: worker, spec, owner: deployer }: StoredWorker,
 ): Promise<Record<string, string>> {
   const values: Record<string, string> = {};
-  for (const [variable, name] of Object.entries(spec.secrets)) {
-    const value = await store.secrets.value(name, "");
+  const wanted = Object.entries(spec.secrets);
+  if (wanted.length === 0) return values;
+  const isKnown = deployer !== undefined && (await isStillKnown(context, { owner: deployer }));
+  for (const [variable, name] of wanted) {
+    const value = await context.store.secrets.value(name, isKnown ? deployer : undefined);
     if (value === undefined) {
       throw new FlurryError(
         "SECRET_NOT_FOUND",
         `There is no secret "${name}" for ${variable} of "${worker}"`,
         {
-          hint: "a secret that is for some keys alone is not given to workers that are asked over HTTP",
+          hint: isKnown
+            ? "store it, for the key that has deployed this worker"
+            : "nobody knows a key that has deployed this worker, so it has what is for all keys: deploy it again",
         },
       );
     }

@@ -30,7 +30,8 @@ const putWorker = createRoute({
   summary: "Deploy a worker",
   description:
     "Stores a new version and makes it the current one, and begins to make its parent ready. What equals the current " +
-    "version stays that version. Jobs that have been submitted keep theirs.",
+    "version, and comes with the same key, stays that version. Over HTTP a worker has the secrets of the key that " +
+    "deployed it. Jobs that have been submitted keep theirs.",
   middleware: requireScope("submit"),
   request: { params, body: jsonBody(WorkerSpec) },
   responses: {
@@ -156,7 +157,7 @@ export function workersRoutes({
         hint: `take it from there first, or remove that worker`,
       });
     }
-    const { worker, created } = await store.workers.put(name, spec);
+    const { worker, created } = await store.workers.put(name, spec, c.var.principal.owner);
     hosts.changed(name);
     prepare(worker);
     return c.json(shown(worker), created ? 201 : 200);

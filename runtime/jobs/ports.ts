@@ -323,17 +323,29 @@ export interface ReceiptStore {
   find(vm: string): Promise<StoredReceipt | undefined>;
 }
 
+export interface StoredWorker extends WorkerVersion {
+  /**
+   * Id of the key that deployed it; "" where there were no keys. Undefined when a Flurry that did not note
+   * it has stored it.
+   */
+  owner: string | undefined;
+}
+
 export interface WorkerStore {
-  /** Stores a new version and makes it the current one, unless the current one is equal. */
-  put(name: string, spec: WorkerSpec): Promise<{ worker: WorkerVersion; created: boolean }>;
+  /**
+   * Stores a new version and makes it the current one, unless the current one is equal.
+   *
+   * @param owner - id of the key that deploys it; "" where there are no keys. To another one it is not equal
+   */
+  put(name: string, spec: WorkerSpec, owner: string): Promise<{ worker: StoredWorker; created: boolean }>;
   /** @param version - the current one by default */
-  get(name: string, version?: number): Promise<WorkerVersion | undefined>;
+  get(name: string, version?: number): Promise<StoredWorker | undefined>;
   /** Current versions by name. */
-  list(query: { cursor?: string | undefined; limit: number }): Promise<Page<WorkerVersion>>;
+  list(query: { cursor?: string | undefined; limit: number }): Promise<Page<StoredWorker>>;
   /** Newest first. */
-  versions(name: string, query: { cursor?: string | undefined; limit: number }): Promise<Page<WorkerVersion>>;
-  /** @throws FlurryError WORKER_NOT_FOUND */
-  setCurrent(name: string, version: number): Promise<WorkerVersion>;
+  versions(name: string, query: { cursor?: string | undefined; limit: number }): Promise<Page<StoredWorker>>;
+  /** It stays its owner's. @throws FlurryError WORKER_NOT_FOUND */
+  setCurrent(name: string, version: number): Promise<StoredWorker>;
   /** Jobs of it go on. False if there is none. */
   remove(name: string): Promise<boolean>;
 }
@@ -361,11 +373,13 @@ export interface KeyStore {
 export interface SecretStore {
   put(name: string, secret: SecretPut): Promise<Secret>;
   /**
-   * The value for jobs of a key; "" where there are no keys. Undefined also when it is for other keys alone.
+   * The value, or undefined if there is none, also when it is for other keys alone.
    *
+   * @param owner - id of the key whose job or worker wants it; "" where there are no keys: everything is
+   * for it. Undefined when that key is not known: only what is for all keys is for it
    * @throws FlurryError STORE_FAILED when it cannot be decrypted, as with another key file
    */
-  value(name: string, owner: string): Promise<string | undefined>;
+  value(name: string, owner: string | undefined): Promise<string | undefined>;
   list(): Promise<Secret[]>;
   remove(name: string): Promise<boolean>;
 }

@@ -2,13 +2,14 @@ import { FlurryError } from "../../errors/errors.ts";
 import type { Database } from "./database.ts";
 import { adminSchema } from "./schema-admin.ts";
 import { jobsSchema } from "./schema-jobs.ts";
+import { ownersSchema } from "./schema-owners.ts";
 import { valuesSchema } from "./schema-values.ts";
 
 /**
  * What makes each version of the database out of the one before, beginning with an empty one. Once
  * released, an entry stays as it is, and what changes is a further one.
  */
-export const migrations: readonly string[] = [jobsSchema, adminSchema, valuesSchema];
+export const migrations: readonly string[] = [jobsSchema, adminSchema, valuesSchema, ownersSchema];
 
 /**
  * Brings a database to the newest version, each step in one transaction.

@@ -27,7 +27,7 @@ export class SqliteSecrets implements SecretStore {
     return { name, ...(keys && { keys }), createdAt: new Date(createdAt).toISOString() };
   }
 
-  async value(name: string, owner: string): Promise<string | undefined> {
+  async value(name: string, owner: string | undefined): Promise<string | undefined> {
     const row = this.#database.get<{ sealed: Uint8Array; keys: string | null }>(
       "SELECT sealed, keys FROM secrets WHERE name = ?",
       name,
@@ -62,8 +62,9 @@ function secretOf({ name, keys, created_at }: SecretRow): Secret {
 }
 
 /** Without keys in the gateway everybody may have everything. */
-function isFor(keys: string | null, owner: string): boolean {
-  return keys === null || owner === "" || keysOf(keys).includes(owner);
+function isFor(keys: string | null, owner: string | undefined): boolean {
+  if (keys === null || owner === "") return true;
+  return owner !== undefined && keysOf(keys).includes(owner);
 }
 
 function keysOf(json: string): string[] {

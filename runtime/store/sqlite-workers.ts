@@ -1,8 +1,8 @@
 import { isDeepStrictEqual } from "node:util";
 import { FlurryError } from "../../errors/errors.ts";
-import type { Page, WorkerSpec, WorkerVersion } from "../api/mod.ts";
+import type { Page, WorkerSpec } from "../api/mod.ts";
 import type { Clock } from "../clock.ts";
-import type { WorkerStore } from "../jobs/ports.ts";
+import type { StoredWorker, WorkerStore } from "../jobs/ports.ts";
 import { cursorOf, readCursor } from "./cursor.ts";
 import type { Database } from "./database.ts";
 
@@ -11,6 +11,7 @@ interface Row {
   version: number;
   spec: string;
   created_at: number;
+  owner: string | null;
   current: number;
 }
 
@@ -24,7 +25,7 @@ interface Listed {
 /** A page ends early where it would be larger: workers may bring large files. */
 const PAGE_BYTES = 32 * 1024 * 1024;
 
-const versions = `SELECT v.name, v.version, v.spec, v.created_at, w.current
+const versions = `SELECT v.name, v.version, v.spec, v.created_at, v.owner, w.current
   FROM worker_versions v JOIN workers w ON w.name = v.name`;
 
 /** Deployed workers. All are `cold` here: the state of their parents is known to who makes those. */
@@ -37,30 +38,36 @@ export class SqliteWorkers implements WorkerStore {
     this.#clock = clock;
   }
 
-  async put(name: string, spec: WorkerSpec): Promise<{ worker: WorkerVersion; created: boolean }> {
+  async put(
+    name: string,
+    spec: WorkerSpec,
+    owner: string,
+  ): Promise<{ worker: StoredWorker; created: boolean }> {
     return await this.#database.write(() => {
       const before = this.#current(name);
-      if (before && isDeepStrictEqual(before.spec, JSON.parse(JSON.stringify(spec))))
+      // To another key it is not the same: secrets go by who has deployed it.
+      if (before?.owner === owner && isDeepStrictEqual(before.spec, JSON.parse(JSON.stringify(spec)))) {
         return { worker: before, created: false };
+      }
       this.#database.run(
         `INSERT INTO workers (name, current, last) VALUES (?, 1, 1)
          ON CONFLICT (name) DO UPDATE SET last = last + 1, current = last + 1`,
         name,
       );
       this.#database.run(
-        `INSERT INTO worker_versions (name, version, spec, created_at)
-         SELECT name, last, ?, ? FROM workers WHERE name = ?`,
-        ...[JSON.stringify(spec), this.#clock.now(), name],
+        `INSERT INTO worker_versions (name, version, spec, created_at, owner)
+         SELECT name, last, ?, ?, ? FROM workers WHERE name = ?`,
+        ...[JSON.stringify(spec), this.#clock.now(), owner, name],
       );
       return { worker: this.#current(name)!, created: true };
     });
   }
 
-  async get(name: string, version?: number): Promise<WorkerVersion | undefined> {
+  async get(name: string, version?: number): Promise<StoredWorker | undefined> {
     return version === undefined ? this.#current(name) : this.#version(name, version);
   }
 
-  async list(query: { cursor?: string | undefined; limit: number }): Promise<Page<WorkerVersion>> {
+  async list(query: { cursor?: string | undefined; limit: number }): Promise<Page<StoredWorker>> {
     const [after] = query.cursor === undefined ? [""] : readCursor(query.cursor, "string");
     const listed = this.#database.all<Listed>(
       `SELECT w.name, w.current AS version, octet_length(v.spec) AS bytes
@@ -74,7 +81,7 @@ export class SqliteWorkers implements WorkerStore {
   async versions(
     name: string,
     query: { cursor?: string | undefined; limit: number },
-  ): Promise<Page<WorkerVersion>> {
+  ): Promise<Page<StoredWorker>> {
     const [before] =
       query.cursor === undefined ? [Number.MAX_SAFE_INTEGER] : readCursor(query.cursor, "number");
     const listed = this.#database.all<Listed>(
@@ -85,7 +92,7 @@ export class SqliteWorkers implements WorkerStore {
     return this.#page(listed, query.limit, ({ version }) => cursorOf(version));
   }
 
-  async setCurrent(name: string, version: number): Promise<WorkerVersion> {
+  async setCurrent(name: string, version: number): Promise<StoredWorker> {
     return await this.#database.write(() => {
       if (!this.#version(name, version))
         throw new FlurryError("WORKER_NOT_FOUND", `No version ${version} of worker "${name}"`);
@@ -102,12 +109,12 @@ export class SqliteWorkers implements WorkerStore {
     });
   }
 
-  #current(name: string): WorkerVersion | undefined {
+  #current(name: string): StoredWorker | undefined {
     const row = this.#database.get<Row>(`${versions} WHERE v.version = w.current AND v.name = ?`, name);
     return row && versionOf(row);
   }
 
-  #version(name: string, version: number): WorkerVersion | undefined {
+  #version(name: string, version: number): StoredWorker | undefined {
     const row = this.#database.get<Row>(`${versions} WHERE v.name = ? AND v.version = ?`, name, version);
     return row && versionOf(row);
   }
@@ -116,9 +123,9 @@ export class SqliteWorkers implements WorkerStore {
   #page(
     listed: readonly Listed[],
     limit: number,
-    cursor: (last: WorkerVersion) => string,
-  ): Page<WorkerVersion> {
-    const items: WorkerVersion[] = [];
+    cursor: (last: StoredWorker) => string,
+  ): Page<StoredWorker> {
+    const items: StoredWorker[] = [];
     let total = 0;
     for (const { name, version, bytes } of listed.slice(0, limit)) {
       total += bytes;
@@ -129,9 +136,10 @@ export class SqliteWorkers implements WorkerStore {
   }
 }
 
-function versionOf({ name, version, spec, created_at, current }: Row): WorkerVersion {
+function versionOf({ name, version, spec, created_at, owner, current }: Row): StoredWorker {
   return {
     ...{ name, version, current: version === current, state: "cold", spec: JSON.parse(spec) },
     createdAt: new Date(created_at).toISOString(),
+    owner: owner ?? undefined,
   };
 }

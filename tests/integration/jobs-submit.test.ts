@@ -37,8 +37,8 @@ describe("submit()", () => {
       memory: "mapped" as const,
     };
     const retry = { maxAttempts: 2, backoff: { initialMs: 1, factor: 1, maxMs: 1 } };
-    await bench.store.workers.put("render", { ...parsed, retry, timeoutMs: 1000 });
-    await bench.store.workers.put("render", { ...parsed, retry, memoryMiB: 128 });
+    await bench.store.workers.put("render", { ...parsed, retry, timeoutMs: 1000 }, "");
+    await bench.store.workers.put("render", { ...parsed, retry, memoryMiB: 128 }, "");
     const current = await bench.submit({ count: 1 }, { worker: "render" });
     const first = await bench.submit({ count: 1 }, { worker: "render@1", name: "named", tags: ["a"] });
     const [a, b] = [await bench.store.jobs.get(current), await bench.store.jobs.get(first)];

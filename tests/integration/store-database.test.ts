@@ -5,6 +5,8 @@ import { FlurryError } from "../../errors/errors.ts";
 import { Database } from "../../runtime/store/database.ts";
 import { migrate, migrations } from "../../runtime/store/migrations.ts";
 import { openStore } from "../../runtime/store/open.ts";
+import { removeRows } from "../../runtime/store/remove-rows.ts";
+import { taskIds } from "../../runtime/store/sqlite-job-rows.ts";
 import { rejection } from "../support/agent-peer.ts";
 import { submit } from "../support/store-jobs.ts";
 import { temporaryDirectory } from "../support/vm.ts";
@@ -90,6 +92,28 @@ describe("Database", () => {
   });
 });
 
+test("removeRows() deletes at most 500 rows of outputs at a time, and 32 MiB of values", () => {
+  using opened = open();
+  const { database } = opened;
+  migrate(database);
+  const { first } = taskIds(1);
+  const values = [...Array(40).fill("x".repeat(1024 * 1024)), ...Array(600).fill(null)];
+  database.transaction(() => {
+    for (const [at, value] of values.entries()) {
+      database.run(
+        "INSERT INTO outputs (id, stdout, value) VALUES (?, ?, ?)",
+        first + at,
+        Buffer.of(),
+        value,
+      );
+    }
+  });
+  const left = [];
+  while (!removeRows(database, 1))
+    left.push(database.get<{ n: number }>("SELECT count(*) AS n FROM outputs")!.n);
+  expect(left).toEqual([608, 108, 0]);
+});
+
 describe("migrate()", () => {
   test("refuses a database of a newer version and leaves it as it is", async () => {
     using directory = temporaryDirectory();
@@ -131,6 +155,20 @@ describe("migrate()", () => {
         .map(({ sql }) => sql);
     });
     for (const schema of schemas) expect(schema).toEqual(schemas[0]!);
+  });
+
+  test("leaves workers of before without an owner where there were keys, and without keys they are everybody's", () => {
+    for (const keys of [0, 1]) {
+      using opened = open();
+      const { database } = opened;
+      migrate(database, migrations.slice(0, 3));
+      database.exec("INSERT INTO workers VALUES ('shop', 1, 1)");
+      database.exec("INSERT INTO worker_versions VALUES (1, 'shop', 1, '{}', 0)");
+      if (keys > 0) database.exec("INSERT INTO keys VALUES ('ann', 'ann', '[]', '{}', '', 0)");
+      migrate(database);
+      const row = database.get<{ owner: string | null }>("SELECT owner FROM worker_versions");
+      expect(row?.owner).toBe(keys > 0 ? null : "");
+    }
   });
 
   test("all tables are strict", async () => {

@@ -25,7 +25,7 @@ const HOST = { id: "h1", name: "alpha", cores: 2, memoryBytes: 2 ** 32, slots: 2
 export async function fillStore(store: Store): Promise<void> {
   await store.keys.create(KEY);
   await store.secrets.put("token", { value: SECRET });
-  await store.workers.put("render", SPEC);
+  await store.workers.put("render", SPEC, "");
   await store.hosts.register(HOST);
   const webhook = { url: "https://example.com/hook", secret: WEBHOOK_SECRET, events: [] };
   await submit(store, ['{"frame":1}'], {

@@ -1,7 +1,8 @@
 import { describe, expect, test } from "bun:test";
 import { FlurryError } from "../../errors/errors.ts";
-import { WorkerSpec, type WorkerVersion } from "../../runtime/api/mod.ts";
+import { WorkerSpec } from "../../runtime/api/mod.ts";
 import { Schedules } from "../../runtime/gateway/schedules.ts";
+import type { StoredWorker } from "../../runtime/jobs/ports.ts";
 import type { CronEvent, ScheduledEnd } from "../../runtime/workers/js/js-scheduled.ts";
 import type { ServedVersion } from "../../runtime/workers/js/js-services.ts";
 import { WorkerLogs } from "../../runtime/workers/js/worker-logs.ts";
@@ -10,10 +11,11 @@ import { ManualClock } from "../support/jobs-clock.ts";
 
 const MINUTE = 60_000;
 
-function version(name: string, number: number, crons?: string[]): WorkerVersion {
+function version(name: string, number: number, crons?: string[]): StoredWorker {
   return {
     ...{ name, version: number, current: true, state: "ready" },
     ...{ spec: WorkerSpec.parse({ module: { code: "" }, crons }), createdAt: "2026-01-31T12:00:00.000Z" },
+    owner: "",
   };
 }
 
@@ -28,7 +30,7 @@ interface Call {
 /** Schedules of workers in memory, with calls that the test ends. */
 class Bench implements AsyncDisposable {
   readonly clock = new ManualClock();
-  readonly workers = new Map<string, WorkerVersion>();
+  readonly workers = new Map<string, StoredWorker>();
   readonly calls: Call[] = [];
   readonly outcomes: string[] = [];
   readonly logs = new WorkerLogs();
@@ -62,7 +64,7 @@ class Bench implements AsyncDisposable {
     });
   }
 
-  static async of(...workers: WorkerVersion[]): Promise<Bench> {
+  static async of(...workers: StoredWorker[]): Promise<Bench> {
     const bench = new Bench();
     for (const worker of workers) bench.workers.set(worker.name, worker);
     bench.schedules.start();
@@ -70,7 +72,7 @@ class Bench implements AsyncDisposable {
     return bench;
   }
 
-  async deploy(worker: WorkerVersion): Promise<void> {
+  async deploy(worker: StoredWorker): Promise<void> {
     this.workers.set(worker.name, worker);
     await this.#changed(worker.name);
   }
