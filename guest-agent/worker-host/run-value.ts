@@ -47,8 +47,9 @@ function jsonOf(value: unknown): Uint8Array {
   const text = JSON.stringify(value ?? null);
   if (text === undefined) throw new TypeError(`A task's value must be JSON, it is of type ${typeof value}`);
   const bytes = new TextEncoder().encode(text);
-  if (bytes.length <= workerLimits.TASK_MAX) return bytes;
+  if (bytes.length <= workerLimits.VALUE_MAX) return bytes;
   throw new RangeError(
-    `The task's value takes ${bytes.length} bytes as JSON, at most ${workerLimits.TASK_MAX} are allowed`,
+    `The task's value takes ${bytes.length} bytes as JSON: return at most ${workerLimits.VALUE_MAX}, and send ` +
+      "the rest elsewhere with fetch()",
   );
 }

@@ -1,6 +1,6 @@
 import { FlurryError } from "../../errors/errors.ts";
 
-/** Most characters of one line. A result with 64 KiB of output is far below it, whatever it escapes. */
+/** Most characters of one line. A result with 64 KiB of output and a value of 1 MiB is far below it, whatever it escapes. */
 const MAX_LINE_CHARS = 4 * 1024 * 1024;
 
 /**

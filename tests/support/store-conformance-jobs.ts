@@ -319,6 +319,29 @@ function reads(name: string, open: OpenJobs): void {
       expect((await read("index", page.next)).indexes).toEqual([2]);
     });
 
+    test("results() ends a page early where values are large", async () => {
+      await using under = await open();
+      const { jobs, queue } = under.port;
+      const count = 12;
+      const { job } = await submit(under.port, count);
+      const value = JSON.stringify("x".repeat(1024 * 1024 - 2));
+      for (let task = 0; task < count; task += 1) {
+        const end = { state: "succeeded", reason: "ok", result: result({ value }) } as const;
+        await queue.finish((await mustClaim(under.port)).token, end);
+      }
+      for (const order of ["index", "completion"] as const) {
+        let after: number | undefined;
+        for (let seen = 0; seen < count; ) {
+          const { items, next } = await jobs.results(job.id, { order, after, limit: 100 });
+          expect(items.length).toBeGreaterThan(0);
+          expect(items.length).toBeLessThanOrEqual(5);
+          expect(items.map(({ index }) => index)).toEqual(items.map((_, at) => seen + at));
+          seen += items.length;
+          after = next;
+        }
+      }
+    });
+
     test("artifacts() gives pages by task and path", async () => {
       await using under = await open();
       const { jobs, queue } = under.port;

@@ -205,7 +205,7 @@ export class WorkerClient implements AsyncDisposable {
 
   /**
    * Gives the worker's `task(input, ctx)` an input and resolves with its value, when what it gave to
-   * `waitUntil` has settled too. Input and value are JSON of at most 8 MiB; `undefined` comes back as null.
+   * `waitUntil` has settled too. The input is JSON of at most 8 MiB, the value of at most 1 MiB; `undefined` comes back as null.
    *
    * @throws WorkerError TASK_FAILED with the worker's message and stack; BAD_ARGUMENT, AGENT_REFUSED,
    * AGENT_TIMEOUT, ABORTED
@@ -287,7 +287,7 @@ export class WorkerClient implements AsyncDisposable {
       {
         ...start,
         maxRequestBytes: isTask ? workerLimits.TASK_MAX : Math.min(maxRequestBytes, workerLimits.BODY_MAX),
-        maxResponseBytes: isTask ? workerLimits.TASK_MAX : Math.min(maxResponseBytes, workerLimits.BODY_MAX),
+        maxResponseBytes: isTask ? workerLimits.VALUE_MAX : Math.min(maxResponseBytes, workerLimits.BODY_MAX),
       },
       options,
       () => {

@@ -18,8 +18,10 @@ export const workerLimits = {
   HEADER_BYTES_MAX: 32_768,
   /** One request's or response's body, altogether. It is never held whole. */
   BODY_MAX: 1 << 30,
-  /** A task's input, and its value, as JSON. These are held whole. */
+  /** A task's input as JSON. It is held whole. */
   TASK_MAX: 8 << 20,
+  /** A task's value as JSON. It is held whole, and kept with the task's result. */
+  VALUE_MAX: 1 << 20,
   /** Unacknowledged payload of LOG and FAULT messages on its way to the host. */
   LOG_WINDOW: 262_144,
   /** Of that, what only FAULT messages may use: an endless log must not hide why a worker died. */

@@ -1,11 +1,8 @@
 import { codeOf, FlurryError } from "../../../errors/errors.ts";
-import { WorkerError, type WorkerLog } from "../../../guest-agent/protocol/worker/mod.ts";
+import { WorkerError, type WorkerLog, workerLimits } from "../../../guest-agent/protocol/worker/mod.ts";
 import type { Attempt, AttemptExit, AttemptIo } from "../../jobs/task-runtime.ts";
 import { checkShape } from "../../json-shape.ts";
 import type { JsChild } from "./js-child.ts";
-
-/** Longest value of a task as JSON, in bytes of UTF-8. */
-const MAX_VALUE_BYTES = 1024 * 1024;
 
 const encoder = new TextEncoder();
 
@@ -42,8 +39,8 @@ export class TaskLog {
  * @throws FlurryError TASK_FAILED when it throws, TASK_TIMEOUT, CHILD_DIED, ABORTED
  */
 export async function runJsTask(
-  child: JsChild,
-  { index, input, timeoutMs }: Attempt,
+  child: Pick<JsChild, "worker" | "explain">,
+  { index, input, timeoutMs }: Pick<Attempt, "index" | "input" | "timeoutMs">,
   log: TaskLog,
   signal: AbortSignal,
 ): Promise<AttemptExit> {
@@ -77,9 +74,10 @@ function resultOf(value: unknown, index: number): string {
   try {
     const json = JSON.stringify(value);
     const bytes = Buffer.byteLength(json);
-    if (bytes > MAX_VALUE_BYTES) {
+    // The guest has counted already, but it need not be honest, and numbers may be longer as we write them.
+    if (bytes > workerLimits.VALUE_MAX) {
       throw new FlurryError("TASK_FAILED", `${what} takes ${bytes} bytes as JSON`, {
-        hint: `return at most ${MAX_VALUE_BYTES} bytes`,
+        hint: `return at most ${workerLimits.VALUE_MAX} bytes, and send the rest elsewhere with fetch()`,
       });
     }
     checkShape(json, what);
