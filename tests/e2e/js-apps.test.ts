@@ -18,6 +18,8 @@ beforeAll(async () => {
   home = await homeWithImages();
   runtime = await VmTaskRuntime.open({ home: home.path, slots: 8 });
   gateway = await GatewaySandbox.open({ runtime: () => runtime });
+  // All of them, so that one is loaded while another one is asked.
+  for (const app of apps) await deploy(app);
 }, SETUP_MS);
 
 afterAll(async () => {
@@ -27,18 +29,23 @@ afterAll(async () => {
   home[Symbol.dispose]();
 }, TEST_MS);
 
+const apps = [...jsApps, answersApp];
+
 /** Deploys an app as a worker of its name, with a host name too. */
 async function deploy({ name, entry }: JsApp): Promise<void> {
   const { code } = await bundleWorker(entry);
   const http = { isolation: { mode: "shared" }, hosts: [`${name}.example`] };
   const json = { module: { code, entry: "worker.ts" }, memoryMiB: 512, http };
-  const path = `/v1/workers/${name}`;
-  let worker = await gateway.json<WorkerVersion>(path, { method: "PUT", json }, 201);
-  while (worker.state !== "ready") {
-    if (worker.state === "failed") throw new Error(worker.error?.message);
+  await gateway.json<WorkerVersion>(`/v1/workers/${name}`, { method: "PUT", json }, 201);
+}
+
+async function ready({ name }: JsApp): Promise<void> {
+  for (;;) {
+    const { state, error } = await gateway.json<WorkerVersion>(`/v1/workers/${name}`);
+    if (state === "ready") return;
+    if (state === "failed") throw new Error(error?.message);
     // There is no event of it: `flurry deploy` looks as often.
     await sleep(250);
-    worker = await gateway.json<WorkerVersion>(path);
   }
 }
 
@@ -57,11 +64,11 @@ function withoutPolicy(answer: WireAnswer): WireAnswer {
 }
 
 describe("applications that were not written for Flurry", () => {
-  for (const app of [...jsApps, answersApp]) {
+  for (const app of apps) {
     test(
       `${app.name} answers ${app.requests.length} requests through /w/ and by its host name as on plain Bun`,
       async () => {
-        await deploy(app);
+        await ready(app);
         await using bun = await PlainBun.serving(app.entry);
         const added = ["x-request-id"];
         for (const options of [{ prefix: `/w/${app.name}` }, { host: `${app.name}.example` }]) {
