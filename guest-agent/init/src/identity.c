@@ -38,6 +38,21 @@ static void set_timer(uint64_t ns) {
   timerfd_settime(timer, 0, &t, NULL);
 }
 
+static void text_field(struct mp_writer *w, const char *name, const char *value) {
+  mp_cstr(w, name);
+  mp_cstr(w, value);
+}
+
+static void number_field(struct mp_writer *w, const char *name, uint64_t value) {
+  mp_cstr(w, name);
+  mp_uint(w, value);
+}
+
+static void flag_field(struct mp_writer *w, const char *name, bool value) {
+  mp_cstr(w, name);
+  mp_bool(w, value);
+}
+
 void identity_hello(uint32_t id) {
   struct utsname u;
   struct sysinfo s;
@@ -45,22 +60,14 @@ void identity_hello(uint32_t id) {
   uname(&u);
   sysinfo(&s);
   struct mp_writer *w = tx_begin(FL_MSG_HELLO, id, 8);
-  mp_cstr(w, "protocol");
-  mp_uint(w, FL_PROTOCOL_VERSION);
-  mp_cstr(w, "agent");
-  mp_cstr(w, FL_AGENT_VERSION);
-  mp_cstr(w, "kernel");
-  mp_cstr(w, u.release);
-  mp_cstr(w, "hostname");
-  mp_cstr(w, u.nodename);
-  mp_cstr(w, "pid");
-  mp_uint(w, (uint64_t)getpid());
-  mp_cstr(w, "bootNs");
-  mp_uint(w, agent.ready_ns);
-  mp_cstr(w, "nowNs");
-  mp_uint(w, now_ns());
-  mp_cstr(w, "memBytes");
-  mp_uint(w, (uint64_t)s.totalram * s.mem_unit);
+  number_field(w, "protocol", FL_PROTOCOL_VERSION);
+  text_field(w, "agent", FL_AGENT_VERSION);
+  text_field(w, "kernel", u.release);
+  text_field(w, "hostname", u.nodename);
+  number_field(w, "pid", (uint64_t)getpid());
+  number_field(w, "bootNs", agent.ready_ns);
+  number_field(w, "nowNs", now_ns());
+  number_field(w, "memBytes", (uint64_t)s.totalram * s.mem_unit);
   tx_end();
 }
 
@@ -78,37 +85,22 @@ static void wake(const char *word) {
 static void send_identity(void) {
   struct ids *ids = &fork_.ids;
   struct mp_writer *w = tx_begin(FL_MSG_IDENTIFIED, fork_.id, ids->has_ssh_keys ? 15 : 14);
-  mp_cstr(w, "hostname");
-  mp_cstr(w, ids->hostname);
-  mp_cstr(w, "index");
-  mp_uint(w, ids->index);
-  mp_cstr(w, "vmId");
-  mp_cstr(w, ids->vm_id);
-  mp_cstr(w, "machineId");
-  mp_cstr(w, ids->machine_id);
-  mp_cstr(w, "bootId");
-  mp_cstr(w, ids->boot_id);
-  mp_cstr(w, "beforeNs");
-  mp_uint(w, ids->before_ns);
-  mp_cstr(w, "realtimeNs");
-  mp_uint(w, ids->after_ns);
-  mp_cstr(w, "entropyBytes");
-  mp_uint(w, ids->entropy_bytes);
-  mp_cstr(w, "reseeded");
-  mp_bool(w, ids->reseeded);
+  text_field(w, "hostname", ids->hostname);
+  number_field(w, "index", ids->index);
+  text_field(w, "vmId", ids->vm_id);
+  text_field(w, "machineId", ids->machine_id);
+  text_field(w, "bootId", ids->boot_id);
+  number_field(w, "beforeNs", ids->before_ns);
+  number_field(w, "realtimeNs", ids->after_ns);
+  number_field(w, "entropyBytes", ids->entropy_bytes);
+  flag_field(w, "reseeded", ids->reseeded);
   mp_cstr(w, "draw");
   mp_bin_head(w, sizeof ids->draw);
   mp_raw(w, ids->draw, sizeof ids->draw);
-  mp_cstr(w, "vmGenId");
-  mp_bool(w, ids->vm_gen_id);
-  if (ids->has_ssh_keys) {
-    mp_cstr(w, "sshKey");
-    mp_cstr(w, ids->ssh_key);
-  }
-  mp_cstr(w, "kernelNs");
-  mp_uint(w, fork_.kernel_ns);
-  mp_cstr(w, "tookNs");
-  mp_uint(w, now_ns() - fork_.began_ns);
+  flag_field(w, "vmGenId", ids->vm_gen_id);
+  if (ids->has_ssh_keys) text_field(w, "sshKey", ids->ssh_key);
+  number_field(w, "kernelNs", fork_.kernel_ns);
+  number_field(w, "tookNs", now_ns() - fork_.began_ns);
   mp_cstr(w, "hooks");
   hooks_write(w);
   tx_end();
