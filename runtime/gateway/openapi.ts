@@ -1,4 +1,4 @@
-import type { OpenAPIHono, z } from "@hono/zod-openapi";
+import { type OpenAPIHono, z } from "@hono/zod-openapi";
 import { Problem } from "../api/mod.ts";
 import type { GatewayEnv } from "./context.ts";
 
@@ -78,4 +78,12 @@ export function documentOf(app: OpenAPIHono<GatewayEnv>) {
       { name: "gateway", description: "The gateway itself" },
     ],
   });
+}
+
+/** Longest time that a reader is kept waiting for what comes next, in ms. */
+const MOST_WAIT_MS = 30_000;
+
+/** A parameter that says how long an answer may wait for news, in ms; by default it does not. */
+export function waitQuery(description: string) {
+  return z.coerce.number().int().min(0).max(MOST_WAIT_MS).default(0).meta({ description });
 }

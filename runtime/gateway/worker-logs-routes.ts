@@ -3,11 +3,8 @@ import { FlurryError } from "../../errors/errors.ts";
 import { Name, WorkerLogPage } from "../api/mod.ts";
 import { requireScope } from "./auth.ts";
 import type { GatewayContext, GatewayEnv } from "./context.ts";
-import { jsonResponse, problems } from "./openapi.ts";
+import { jsonResponse, problems, waitQuery } from "./openapi.ts";
 import { readUntil, Watch } from "./watch.ts";
-
-/** Longest time that a reader is kept waiting for what comes next, in ms. */
-const MOST_WAIT_MS = 30_000;
 
 const readLogs = createRoute({
   method: "get",
@@ -22,13 +19,7 @@ const readLogs = createRoute({
     params: z.object({ name: Name }),
     query: z.object({
       after: z.coerce.number().int().min(0).default(0).meta({ description: "Only records after this id" }),
-      waitMs: z.coerce
-        .number()
-        .int()
-        .min(0)
-        .max(MOST_WAIT_MS)
-        .default(0)
-        .meta({ description: "How long to wait for a record when there is none" }),
+      waitMs: waitQuery("How long to wait for a record when there is none"),
     }),
   },
   responses: { 200: jsonResponse("Records, oldest first", WorkerLogPage), ...problems(404) },

@@ -4,12 +4,9 @@ import { Name, WorkerStatus } from "../api/mod.ts";
 import { familyOf } from "../jobs/family.ts";
 import { requireScope } from "./auth.ts";
 import type { GatewayContext, GatewayEnv } from "./context.ts";
-import { jsonResponse, problems } from "./openapi.ts";
+import { jsonResponse, problems, waitQuery } from "./openapi.ts";
 import { readUntil, Watch } from "./watch.ts";
 import { notFound, readinessOf } from "./workers-routes.ts";
-
-/** Longest time that a reader is kept waiting for what comes next, in ms. */
-const MOST_WAIT_MS = 30_000;
 
 const watchState = createRoute({
   method: "get",
@@ -30,13 +27,7 @@ const watchState = createRoute({
         .optional()
         .meta({ description: "The current one if it is left out" }),
       after: z.string().max(64).optional().meta({ description: "`seen` of the answer before" }),
-      waitMs: z.coerce
-        .number()
-        .int()
-        .min(0)
-        .max(MOST_WAIT_MS)
-        .default(0)
-        .meta({ description: "How long to wait while there is nothing else than that" }),
+      waitMs: waitQuery("How long to wait while there is nothing else than that"),
     }),
   },
   responses: { 200: jsonResponse("The state now", WorkerStatus), ...problems(404) },
