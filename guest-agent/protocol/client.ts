@@ -1,10 +1,12 @@
 import type { Socket } from "node:net";
-import { Connection } from "./connection.ts";
+import { GuestCall } from "./call.ts";
+import { Connection, type Inheritance } from "./connection.ts";
 import { PROTOCOL_VERSION } from "./constants.ts";
 import type { WaitOptions } from "./deadline.ts";
 import { AgentError } from "./errors.ts";
 import { type AgentFile, type FileSource, listFiles, openFile, type PutOptions, putFile } from "./files.ts";
 import { type GuestIdentity, type IdentityReceipt, identityFields } from "./identity.ts";
+import { InheritedProcess } from "./inherited.ts";
 import type { AgentEntry, GuestMessage, HelloInfo } from "./messages.ts";
 import { type AgentProcess, type ExecOptions, startProcess } from "./process.ts";
 import { type Answer, type RequestType, request } from "./request.ts";
@@ -46,6 +48,11 @@ export class AgentClient implements AsyncDisposable {
     return this.#connection.closed;
   }
 
+  /** Whether the channel is there. */
+  get isOpen(): boolean {
+    return this.#connection.reason === undefined;
+  }
+
   /** Asks the agent who it is; the way to wait for a VM to have booted. */
   async hello(options: WaitOptions = {}): Promise<HelloInfo> {
     const { type: _type, id: _id, ...info } = await this.#request("HELLO", undefined, "HELLO", options);
@@ -75,12 +82,12 @@ export class AgentClient implements AsyncDisposable {
 
   /**
    * Lets the processes of a quiesced guest go on; it has no answer. Whatever is sent after it finds
-   * them running. @param options.realtimeNs - sets CLOCK_REALTIME once more, which is behind by what
+   * them running; what was sent since `quiesce` is sent then. @param options.realtimeNs - sets CLOCK_REALTIME once more, which is behind by what
    * the fork took; nanoseconds since 1970
    */
   release(options: { realtimeNs?: bigint | undefined } = {}): void {
     const { realtimeNs } = options;
-    this.#connection.notify("RELEASE", realtimeNs === undefined ? undefined : { realtimeNs });
+    this.#connection.unhold("RELEASE", realtimeNs === undefined ? undefined : { realtimeNs });
   }
 
   /** Starts a program; resolves once it runs. `signal` and `timeoutMs` kill it, whenever they fire. */
@@ -127,8 +134,12 @@ export class AgentClient implements AsyncDisposable {
    * Brings the guest to rest before the VM is frozen: once this resolves, no process of it runs until
    * `release()`, and nothing is under way on the channel. Refused while programs or transfers run, and
    * when a process does not come to rest. Resolves with the number of processes that have a fork hook.
+   *
+   * @param options.live - programs and transfers may run, and go on at `release()`. What is sent before is held
+   * back until then; what they had written before has arrived when this resolves.
    */
-  async quiesce(options: WaitOptions = {}): Promise<{ hooks: number }> {
+  async quiesce(options: WaitOptions & { live?: boolean } = {}): Promise<{ hooks: number }> {
+    if (options.live) return await this.#quiesceLive(options);
     const { pending } = this.#connection;
     if (pending > 0) {
       throw new AgentError("AGENT_REFUSED", `Cannot quiesce: ${pending} operations are running`, {
@@ -148,6 +159,24 @@ export class AgentClient implements AsyncDisposable {
     await this.#request("SHUTDOWN", fields, "STOPPING", options);
   }
 
+  /**
+   * Hears of programs in the guest that ask something of the host; without it they are refused. In a fork it
+   * hears again, after `release()`, of those that were open.
+   */
+  onCall(listener: (call: GuestCall) => void): void {
+    this.#connection.onCall((message) => listener(new GuestCall(this.#connection, message)));
+  }
+
+  /** The programs that run, for `inherit` of a fork's client. */
+  inheritances(): Inheritance[] {
+    return this.#connection.inheritances();
+  }
+
+  /** Takes over a program that goes on in this fork of its guest; before `release()`. */
+  inherit(inheritance: Inheritance): InheritedProcess {
+    return new InheritedProcess(this.#connection, inheritance);
+  }
+
   /** Closes the channel; whatever still runs over it rejects with AGENT_CLOSED. */
   close(): void {
     this.#connection.destroy(new AgentError("AGENT_CLOSED", "The channel was closed by this side"));
@@ -156,6 +185,20 @@ export class AgentClient implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     this.close();
     await this.closed;
+  }
+
+  async #quiesceLive(options: WaitOptions): Promise<{ hooks: number }> {
+    const quiesced = this.#request("QUIESCE", { live: true }, "QUIESCED", options);
+    this.#connection.hold();
+    try {
+      const { hooks } = await quiesced;
+      return { hooks };
+    } catch (error) {
+      // One that was not waited for to its end may come to rest yet: it has to be told to go on.
+      if (error instanceof AgentError && error.code === "AGENT_REFUSED") this.#connection.unhold();
+      else if (!this.#connection.reason) this.#connection.unhold("RELEASE");
+      throw error;
+    }
   }
 
   #request<T extends GuestMessage["type"]>(

@@ -1,6 +1,6 @@
 import type { Socket } from "node:net";
 import { encodeData, encodeMessage, FrameReader } from "./codec.ts";
-import { MARKER, messageTypes, type StreamNumber } from "./constants.ts";
+import { CALL_IDS, MARKER, messageTypes, type StreamNumber } from "./constants.ts";
 import { AgentError } from "./errors.ts";
 import { type GuestMessage, parseMessage } from "./messages.ts";
 
@@ -10,6 +10,19 @@ export interface MessageHandler {
   onMessage(message: GuestMessage): void;
   /** The connection is gone. */
   onClose(error: AgentError): void;
+  /** What of it goes on in a fork of the guest; nothing by default. */
+  inheritance?(): Inheritance | undefined;
+}
+
+/** A program that was started over the channel of a guest, as it goes on in a fork of that guest. */
+export interface Inheritance {
+  id: number;
+  /** For messages, such as `The program "sh"`. */
+  name: string;
+  /** Streams that it writes to, still open. */
+  open: readonly number[];
+  /** It has ended, and others have its streams. */
+  hasExited: boolean;
 }
 
 export interface ConnectionOptions {
@@ -32,6 +45,9 @@ export class Connection {
   #nextId = 1;
   #greeted = false;
   #drained: PromiseWithResolvers<void> | undefined;
+  /** Frames that are not to reach the guest now. */
+  #held: Uint8Array[] | undefined;
+  #onCall: ((call: Extract<GuestMessage, { type: "CALL" }>) => void) | undefined;
 
   constructor(socket: Socket, options: ConnectionOptions) {
     this.#socket = socket;
@@ -68,6 +84,36 @@ export class Connection {
     this.#advance();
     this.#handlers.set(id, handler);
     return id;
+  }
+
+  /** Registers a handler under an id that the guest knows already. @throws AgentError AGENT_CLOSED */
+  openAs(id: number, handler: MessageHandler): void {
+    if (this.#reason) throw this.#reason;
+    this.#handlers.set(id, handler);
+  }
+
+  /** Hears of programs of the guest that ask something of the host. */
+  onCall(listener: (call: Extract<GuestMessage, { type: "CALL" }>) => void): void {
+    this.#onCall = listener;
+  }
+
+  /** What is under way and goes on in forks of the guest. */
+  inheritances(): Inheritance[] {
+    return [...this.#handlers.values()].flatMap((handler) => handler.inheritance?.() ?? []);
+  }
+
+  /** Holds back what is sent from now on. */
+  hold(): void {
+    this.#held ??= [];
+  }
+
+  /** Sends a message that has no answer, and then all that was held back. @throws AgentError AGENT_CLOSED */
+  unhold(type?: keyof typeof messageTypes, fields?: Record<string, unknown>): void {
+    const held = this.#held ?? [];
+    this.#held = undefined;
+    if (type) this.notify(type, fields);
+    for (const frame of held) this.#write(frame);
+    this.#drain();
   }
 
   /** Messages for this id are ignored from now on. */
@@ -108,11 +154,15 @@ export class Connection {
   }
 
   #advance(): void {
-    this.#nextId = this.#nextId === 0xffffffff ? 1 : this.#nextId + 1;
+    this.#nextId = this.#nextId === CALL_IDS - 1 ? 1 : this.#nextId + 1;
   }
 
   #write(frame: Uint8Array): boolean {
     if (this.#reason) return false;
+    if (this.#held) {
+      this.#held.push(frame);
+      return false;
+    }
     if (this.#greeted) return this.#socket.write(frame);
     this.#greeted = true;
     const first = new Uint8Array(MARKER.length + frame.length);
@@ -143,8 +193,19 @@ export class Connection {
         remote: message.code,
       });
     }
+    if (message.type === "CALL") {
+      this.#called(message);
+      return;
+    }
     // Answers to what was given up here, and the boot hello, have nobody waiting: they are dropped.
     this.#handlers.get(message.id)?.onMessage(message);
+  }
+
+  #called(message: Extract<GuestMessage, { type: "CALL" }>): void {
+    if (this.#handlers.has(message.id))
+      throw new AgentError("AGENT_PROTOCOL", "The guest opened a call twice");
+    if (this.#onCall) this.#onCall(message);
+    else refuseCall(this, message.id);
   }
 
   #lose(what: string, cause?: unknown): void {
@@ -155,4 +216,11 @@ export class Connection {
       new AgentError("AGENT_CLOSED", `Lost the agent of ${this.#options.name}: ${what}${tail}`, { cause }),
     );
   }
+}
+
+function refuseCall(connection: Connection, id: number): void {
+  const line = new TextEncoder().encode("error NO_HOST The host of this VM takes no calls\n");
+  void connection.sendData(id, 0, line);
+  connection.send("END", id, { s: 0 });
+  connection.send("CANCEL", id, { s: 1 });
 }

@@ -2,7 +2,7 @@
  * What both ends of the channel agree on. The text is PROTOCOL.md; the guest's copy is
  * guest-agent/init/src/protocol.h, and a unit test compares the two by name.
  */
-export const PROTOCOL_VERSION = 2;
+export const PROTOCOL_VERSION = 3;
 
 /** Name of the virtio-serial port. */
 export const PORT_NAME = "flurry.agent";
@@ -26,6 +26,8 @@ export const limits = {
   WINDOW_TO_GUEST: 131072,
   /** Operations (programs and transfers) at once. */
   OPS_MAX: 64,
+  /** Connections of programs in the guest at once. */
+  CALLS_MAX: 192,
   /** Strings in argv, and in env. */
   ARGS_MAX: 1024,
   PATH_MAX: 4096,
@@ -40,6 +42,9 @@ export const limits = {
   /** Processes with a fork hook. */
   HOOKS_MAX: 64,
 } as const;
+
+/** Ids from here on are the agent's: of calls. Those of the host are below. */
+export const CALL_IDS = 0x80000000;
 
 export const messageTypes = {
   HELLO: 1,
@@ -56,6 +61,7 @@ export const messageTypes = {
   STARTED: 17,
   EXIT: 18,
   KILL: 19,
+  CALL: 20,
   PUT: 32,
   GET: 33,
   LIST: 34,

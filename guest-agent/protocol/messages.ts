@@ -1,5 +1,5 @@
 import { Unpackr } from "msgpackr";
-import { limits, messageTypes } from "./constants.ts";
+import { CALL_IDS, limits, messageTypes } from "./constants.ts";
 import { AgentError } from "./errors.ts";
 import { broken, type Fields, integer, text } from "./fields.ts";
 import { type IdentityReceipt, parseReceipt } from "./identity.ts";
@@ -41,6 +41,7 @@ export type GuestMessage = { id: number } & (
   | { type: "QUIESCED"; hooks: number }
   | ({ type: "IDENTIFIED" } & IdentityReceipt)
   | { type: "STARTED"; pid: number }
+  | { type: "CALL"; pid: number; uid: number; gid: number }
   | { type: "EXIT"; code: number | undefined; signal: number | undefined }
   | { type: "FILE"; size: number; mode: number; mtimeMs: number }
   | { type: "DATA"; stream: number; data: Uint8Array }
@@ -77,6 +78,14 @@ export function parseMessage(payload: Uint8Array): GuestMessage {
       return { type: "IDENTIFIED", id, ...parseReceipt(fields) };
     case messageTypes.STARTED:
       return { type: "STARTED", id, pid: integer(fields.pid, "pid", 0x7fffffff) };
+    case messageTypes.CALL:
+      return {
+        type: "CALL",
+        id: callId(id),
+        pid: integer(fields.pid, "pid", 0x7fffffff),
+        uid: integer(fields.uid, "uid", 0xffffffff),
+        gid: integer(fields.gid, "gid", 0xffffffff),
+      };
     case messageTypes.EXIT:
       return parseExit(id, fields);
     case messageTypes.FILE:
@@ -146,6 +155,11 @@ function entryPath(value: unknown): string {
     throw broken(`the directory entry ${JSON.stringify(path.slice(0, 200))}`);
   }
   return path;
+}
+
+function callId(id: number): number {
+  if (id >= CALL_IDS) return id;
+  throw broken("a call with an id of the host's");
 }
 
 function parseHello(fields: Fields): HelloInfo {

@@ -1,4 +1,4 @@
-import type { Connection, MessageHandler } from "./connection.ts";
+import type { Connection, Inheritance, MessageHandler } from "./connection.ts";
 import { limits, streams } from "./constants.ts";
 import { refusal, type WaitOptions, watchDeadline } from "./deadline.ts";
 import { AgentError } from "./errors.ts";
@@ -146,6 +146,11 @@ class ProcessOperation implements MessageHandler {
       default:
         throw new AgentError("AGENT_PROTOCOL", `The guest answered EXEC with ${message.type}`);
     }
+  }
+
+  inheritance(): Inheritance | undefined {
+    if (this.#isDone()) return undefined;
+    return { id: this.#id, name: this.#name, open: [...this.#openStreams], hasExited: this.#hasExited };
   }
 
   onClose(error: AgentError): void {

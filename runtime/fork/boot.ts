@@ -119,7 +119,8 @@ function bootError(code: "BOOT_FAILED" | "BOOT_TIMEOUT", text: string, qemu: Qem
 
 let nextRam = 0;
 
-function makeRamFile(host: Host, memMiB: number): string {
+/** A file in the tmpfs that is to be a guest's RAM, for QEMU's user. @throws FlurryError NO_SPACE */
+export function makeRamFile(host: Host, memMiB: number): string {
   const bytes = memMiB * 1024 * 1024;
   const { bavail, bsize } = statfsSync(host.owner.shm);
   if (bavail * bsize < bytes + SHM_MARGIN_BYTES) {

@@ -35,8 +35,9 @@ export class MappedMemory implements ChildMemory {
 
   async give(shell: Shell): Promise<GivenMemory> {
     shell.load(this.#stream);
-    return { lost: NEVER, release: async () => undefined };
+    return { lost: NEVER_LOST, release: async () => undefined };
   }
 }
 
-const NEVER = new Promise<never>(() => undefined);
+/** Of memory that is all there. */
+export const NEVER_LOST = new Promise<never>(() => undefined);

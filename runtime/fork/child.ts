@@ -1,13 +1,21 @@
 import { readFileSync } from "node:fs";
 import type { Socket } from "node:net";
 import { codeOf, FlurryError } from "../../errors/errors.ts";
-import { AgentClient } from "../../guest-agent/protocol/mod.ts";
+import {
+  AgentClient,
+  type GuestCall,
+  type Inheritance,
+  type InheritedProcess,
+} from "../../guest-agent/protocol/mod.ts";
+import type { Descriptor } from "../../memserver/descriptor.ts";
+import type { QmpClient } from "../../qmp/mod.ts";
 import { type Clock, systemClock } from "../clock.ts";
 import { abortError, type QemuProcess } from "../vm/qemu-process.ts";
 import type { TakenShell } from "../vm/shell-pool.ts";
 import type { ChildMemory, GivenMemory } from "./child-memory.ts";
 import type { Proof } from "./child-watch.ts";
 import { checkReceipt, Draws, type Identity, nanoseconds, newIdentity, UnprovenError } from "./identity.ts";
+import type { ImageBase } from "./image-base.ts";
 import { lookAgain } from "./second-look.ts";
 
 /** Milliseconds in which a child must prove who it is. Many children may share one emulated core. */
@@ -33,6 +41,13 @@ export interface StartTimes {
   answerMs: number;
 }
 
+/** What a child was made of. */
+export interface Origin {
+  /** The image that it has mapped. */
+  base: ImageBase;
+  descriptor: Descriptor;
+}
+
 export interface StartChildOptions {
   taken: TakenShell;
   shellMs: number;
@@ -47,6 +62,12 @@ export interface StartChildOptions {
   secondLook?: boolean | undefined;
   /** RAM of the guest in bytes. */
   memBytes: number;
+  /** What its RAM and its state come from. */
+  origin: Origin;
+  /** Programs that run in it from the start. @default none */
+  inheritances?: readonly Inheritance[] | undefined;
+  /** Hears of programs in it that ask something of the host, from the start on. */
+  onCall?: ((call: GuestCall) => void) | undefined;
   /** What time it is in the child. @default the system's */
   clock?: Clock | undefined;
   /** @default 30000 */
@@ -61,10 +82,14 @@ export class Child implements AsyncDisposable {
   readonly agent: AgentClient;
   readonly times: StartTimes;
   readonly proof: Omit<Proof, "parent">;
+  readonly origin: Origin;
+  /** Programs that ran in the VM that it was forked from, and go on here. */
+  readonly inherited: readonly InheritedProcess[];
   /** Resolves when the child's VM is gone. */
   readonly exited: Promise<unknown>;
   readonly #options: StartChildOptions;
   readonly #memory: GivenMemory;
+  readonly #imageHold: AsyncDisposable;
   /** Why it was killed, if its memory could not be had. */
   #memoryLoss: FlurryError | undefined;
 
@@ -74,9 +99,13 @@ export class Child implements AsyncDisposable {
     times: StartTimes,
     proof: Omit<Proof, "parent">,
     memory: GivenMemory,
+    inherited: readonly InheritedProcess[],
   ) {
     this.id = options.id;
     this.proof = proof;
+    this.origin = options.origin;
+    this.inherited = inherited;
+    this.#imageHold = options.origin.base.hold();
     this.identity = options.identity;
     this.agent = agent;
     this.times = times;
@@ -131,9 +160,12 @@ export class Child implements AsyncDisposable {
       if (options.secondLook) await Promise.race([lookAgain(agent, sent, read, { timeoutMs, signal }), loss]);
       const answerMs = performance.now() - began;
       // Not before: until then no process of the guest runs but its agent.
+      const inherited = (options.inheritances ?? []).map((inheritance) => agent.inherit(inheritance));
+      if (options.onCall) agent.onCall(options.onCall);
       agent.release({ realtimeNs: nanoseconds(clock.now()) });
+      for (const each of inherited) each.begin();
       const times = { warm, shellMs: options.shellMs, runningMs, answerMs };
-      return new Child(options, agent, times, { sent, read, hooks, sentAt, elapsedMs }, memory);
+      return new Child(options, agent, times, { sent, read, hooks, sentAt, elapsedMs }, memory, inherited);
     } catch (error) {
       const info = isClosed(error) ? await within(qemu.exited, EXIT_GRACE_MS) : undefined;
       await agent[Symbol.asyncDispose]();
@@ -155,6 +187,10 @@ export class Child implements AsyncDisposable {
   /** Process id of the child's QEMU. */
   get pid(): number {
     return this.#options.taken.shell.qemu.pid;
+  }
+
+  get qmp(): QmpClient {
+    return this.#options.taken.shell.qemu.qmp;
   }
 
   /** Holds the sockets and files of its VM, and is removed with it. */
@@ -214,6 +250,7 @@ export class Child implements AsyncDisposable {
       this.#memory.release(!this.#memoryLoss),
       this.#options.taken.shell[Symbol.asyncDispose](),
     ]);
+    await this.#imageHold[Symbol.asyncDispose]();
   }
 }
 

@@ -1,5 +1,6 @@
 import { randomBytes } from "node:crypto";
 import { statSync } from "node:fs";
+import type { GuestCall } from "../../guest-agent/protocol/mod.ts";
 import { checkFingerprint, type Descriptor } from "../../memserver/descriptor.ts";
 import { incomingStream } from "../../memserver/device-stream.ts";
 import type { Clock } from "../clock.ts";
@@ -7,11 +8,12 @@ import type { Host } from "../vm/host.ts";
 import type { MachineProfile } from "../vm/profile.ts";
 import type { Shell } from "../vm/shell.ts";
 import { ShellPool } from "../vm/shell-pool.ts";
-import { Child } from "./child.ts";
+import { Child, type Origin } from "./child.ts";
 import { type ChildMemory, MappedMemory } from "./child-memory.ts";
 import { tellProven, tellUnproven } from "./child-watch.ts";
 import { fingerprintOf } from "./fingerprint.ts";
 import { type Identity, UnprovenError } from "./identity.ts";
+import { ImageBase } from "./image-base.ts";
 import type { LazyMemory } from "./lazy-memory.ts";
 
 export interface ParentOptions {
@@ -34,6 +36,8 @@ export interface ForkOptions {
   identity: Identity;
   /** Looks at what the child has proven in a second way too: see `lookAgain`. @default for the first child */
   secondLook?: boolean | undefined;
+  /** Hears of programs in the child that ask something of the host, from the start on. @default they are refused */
+  onCall?: ((call: GuestCall) => void) | undefined;
   /** What time it is in the child. @default the system's */
   clock?: Clock | undefined;
   /** Milliseconds for the child to prove its identity. @default 30000 */
@@ -46,9 +50,10 @@ export class Parent implements AsyncDisposable {
   readonly descriptor: Descriptor;
   readonly profile: MachineProfile;
   readonly shells: ShellPool;
-  readonly #host: Host;
+  readonly host: Host;
+  /** All of the memory image, for a shell that has it mapped. */
+  readonly mapped: MappedMemory;
   readonly #lazy: LazyMemory | undefined;
-  readonly #mapped: MappedMemory;
   readonly #held: AsyncDisposable | undefined;
   #imagePath: string;
   #arriving: boolean;
@@ -57,6 +62,7 @@ export class Parent implements AsyncDisposable {
   /** Whether a child has been looked at twice: all have the same agent. */
   #lookedAgain = false;
   readonly #evident = new Set<string>();
+  readonly #base = new ImageBase(this, false);
 
   /** @throws FlurryError FINGERPRINT_MISMATCH when the descriptor was made on another machine */
   constructor(options: ParentOptions) {
@@ -64,16 +70,21 @@ export class Parent implements AsyncDisposable {
     checkFingerprint(descriptor, fingerprintOf(host, profile, descriptor.fingerprint.image));
     this.descriptor = descriptor;
     this.profile = profile;
-    this.#host = host;
+    this.host = host;
     this.#imagePath = imagePath;
     this.#arriving = options.arriving ?? false;
     this.#lazy = options.lazy;
-    this.#mapped = new MappedMemory(incomingStream(descriptor.fingerprint.machine, descriptor.deviceState));
+    this.mapped = new MappedMemory(incomingStream(descriptor.fingerprint.machine, descriptor.deviceState));
     this.#held = options.held;
     this.#stamp = this.#filesNow();
     const image = options.lazy ? undefined : imagePath;
     const preempt = options.lazy?.preempt;
     this.shells = new ShellPool({ host, profile, image, preempt }, { keep: options.shells ?? 0 });
+  }
+
+  /** What its children come from. */
+  get origin(): Origin {
+    return { base: this.#base, descriptor: this.descriptor };
   }
 
   /** File of the memory image. */
@@ -93,7 +104,7 @@ export class Parent implements AsyncDisposable {
     this.#stamp = this.#filesNow();
     if (stayLazy) return;
     this.#hasArrived = true;
-    this.shells.rebind({ host: this.#host, profile: this.profile, image: imagePath });
+    this.shells.rebind({ host: this.host, profile: this.profile, image: imagePath });
   }
 
   /** Whether the files that children come from are still there, and as they were when it was opened. */
@@ -130,19 +141,20 @@ export class Parent implements AsyncDisposable {
         memory: this.#memoryOf(taken.shell),
         id: `vm-${randomBytes(6).toString("hex")}`,
         memBytes: ram.bytes,
+        origin: this.origin,
       });
       this.#lookedAgain = true;
       const parent = { image: fingerprint.image, memory: ram.hash, frozenAt };
-      tellProven(this.#host, { ...child.proof, parent }, child);
+      tellProven(this.host, { ...child.proof, parent }, child);
       return child;
     } catch (error) {
-      if (error instanceof UnprovenError) tellUnproven(this.#host, error);
+      if (error instanceof UnprovenError) tellUnproven(this.host, error);
       throw error;
     }
   }
 
   #memoryOf(shell: Shell): ChildMemory {
-    return shell.isLazy && this.#lazy ? this.#lazy : this.#mapped;
+    return shell.isLazy && this.#lazy ? this.#lazy : this.mapped;
   }
 
   /** Ends the waiting shells. Children belong to whoever forked them. */

@@ -250,7 +250,7 @@ test("hello() tells versions, clocks and memory", async () => {
   await using agent = await AgentUnderTest.start();
   const { client } = await agent.client();
   const info = await client.hello();
-  expect(info).toMatchObject({ protocol: 2, pid: agent.pid, hostname: hostname() });
+  expect(info).toMatchObject({ protocol: 3, pid: agent.pid, hostname: hostname() });
   expect(info.kernel).toBe(readFileSync("/proc/sys/kernel/osrelease", "utf8").trim());
   expect(info.nowNs).toBeGreaterThan(info.bootNs);
   const total = /MemTotal:\s+(\d+)/.exec(readFileSync("/proc/meminfo", "utf8"))![1];

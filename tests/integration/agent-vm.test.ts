@@ -24,7 +24,7 @@ describe("the agent as PID 1", () => {
       const { client } = await vm.client();
       await using _ = client;
       const info = await client.hello({ timeoutMs: TEST_MS });
-      expect(info).toMatchObject({ protocol: 2, pid: 1, hostname: "flurry" });
+      expect(info).toMatchObject({ protocol: 3, pid: 1, hostname: "flurry" });
       expect(info.memBytes).toBeGreaterThan(128 << 20);
       expect(info.memBytes).toBeLessThan(256 << 20);
       expect(info.bootNs).toBeGreaterThan(0);

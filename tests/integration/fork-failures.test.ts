@@ -44,10 +44,10 @@ afterAll(async () => {
 
 /** Starts a child of this very shell. */
 function startChild(taken: TakenShell, changes: Partial<StartChildOptions> = {}): Promise<Child> {
-  const { descriptor } = parent;
+  const { descriptor, origin } = parent;
   const memory = new MappedMemory(incomingStream(descriptor.fingerprint.machine, descriptor.deviceState));
   const memBytes = descriptor.ram.bytes;
-  return Child.start({ taken, shellMs: 0, memory, id: "vm-test", identity, memBytes, ...changes });
+  return Child.start({ taken, shellMs: 0, memory, id: "vm-test", identity, memBytes, origin, ...changes });
 }
 
 /** Puts itself between a VM's agent and the host, and has a way with what the agent says. */

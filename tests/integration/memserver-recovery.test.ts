@@ -85,6 +85,7 @@ async function fork(memserver: WatchedMemserver, options: LazyOptions, index = 0
   const child = await Child.start({
     ...{ taken, shellMs: 0, memory: new LazyMemory(memserver, image.hash, options), id: `vm-${index}` },
     ...{ identity: { index, hostname: `lazy-${index}` }, memBytes: parent.descriptor.ram.bytes },
+    origin: own.origin,
   });
   return {
     child,

@@ -4,7 +4,7 @@ import { limits } from "../../guest-agent/protocol/constants.ts";
 import { rejection, ScriptedGuest } from "../support/agent-peer.ts";
 
 const hello = {
-  protocol: 2,
+  protocol: 3,
   agent: "0",
   kernel: "k",
   hostname: "h",
@@ -20,10 +20,10 @@ describe("AgentClient", () => {
     const answer = rejection(guest.client.hello());
     const { id } = await guest.expect("HELLO");
     guest.greet();
-    guest.send("HELLO", id, { ...hello, protocol: 3 });
+    guest.send("HELLO", id, { ...hello, protocol: 4 });
     expect(await answer).toMatchObject({
       code: "AGENT_PROTOCOL",
-      message: expect.stringMatching(/version 3.*version 2/),
+      message: expect.stringMatching(/version 4.*version 3/),
     });
   });
 

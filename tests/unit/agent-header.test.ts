@@ -2,6 +2,7 @@ import { describe, expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import {
+  CALL_IDS,
   limits,
   MARKER,
   messageTypes,
@@ -26,6 +27,7 @@ describe("both ends of the agent channel", () => {
   });
 
   test("have the same limits", () => {
+    expect(header).toContain(`#define FL_CALL_IDS ${CALL_IDS}u`);
     expect(numbers("")).toMatchObject({ ...limits, PROTOCOL_VERSION, MARKER_SIZE: MARKER.length });
   });
 
@@ -51,6 +53,7 @@ describe("both ends of the agent channel", () => {
       "WINDOW_TO_HOST",
       "WINDOW_TO_GUEST",
       "OPS_MAX",
+      "CALLS_MAX",
       "DEPTH_MAX",
     ] as const)
       expect(text).toContain(String(limits[limit]));

@@ -66,6 +66,7 @@ void identity_identify(const struct msg *m);
 void identity_release(const struct msg *m);
 bool identity_is_quiet(void);
 bool identity_is_preparing(void);
+bool identity_is_held(void); /* at rest, and told so: whoever comes next may be the host of a fork */
 void identity_pump(void); /* answers what waits for hooks, when they have */
 void identity_timer(void);
 void identity_forget(void);
@@ -101,6 +102,7 @@ void hold_end(void);
 #define HOOK_LINE_MAX 512
 #define HOOK_TEXT_MAX 256
 #define HOOK_MS 5000
+int socket_listen(const char *path); /* for anyone in the guest; -1 after the reason was told */
 void hooks_listen(const char *path);
 void hooks_accept(void);
 bool hook_adopt(int fd);
@@ -116,16 +118,19 @@ bool hooks_failure(char *text, size_t size);
 void hooks_write(struct mp_writer *w);
 
 /* ops.c: what a request started and is still going on. */
-enum op_kind { OP_FREE = 0, OP_EXEC, OP_PUT, OP_GET, OP_LIST };
+enum op_kind { OP_FREE = 0, OP_EXEC, OP_PUT, OP_GET, OP_LIST, OP_CALL };
 struct walk;
+#define OPS_SIZE (FL_OPS_MAX + FL_CALLS_MAX)
 struct op {
   enum op_kind kind;
   uint32_t id;
   uint32_t credit[3]; /* [IN]: bytes the host may still send; [OUT], [ERR]: bytes we may still send */
   int fd[3];
   bool polled[3];
-  /* exec */
+  /* exec, call */
   pid_t pid;
+  uid_t uid; /* of who calls, with its group */
+  gid_t gid;
   bool exited;
   uint8_t *in_buf; /* FL_WINDOW_TO_GUEST bytes, only with stdin */
   uint32_t in_head, in_len, in_owed;
@@ -137,8 +142,8 @@ struct op {
   uint64_t total;
   struct walk *walk;
 };
-extern struct op ops[FL_OPS_MAX];
-extern unsigned ops_live;
+extern struct op ops[OPS_SIZE];
+extern unsigned ops_live, calls_live;
 /* A fresh operation, or NULL after the refusal was sent. */
 struct op *op_new(uint32_t id, enum op_kind kind);
 struct op *op_find(uint32_t id);
@@ -151,6 +156,14 @@ void op_credit(const struct msg *m);
 void op_cancel(const struct msg *m);
 bool ops_pump(void); /* lets transfers produce; true if there is more to do at once */
 void ops_reset(void);
+bool ops_drained(void); /* whether all is passed on that programs have written, as far as the host takes it */
+void ops_inherit(void);
+void ops_finish(struct op *op); /* frees it if it has come to its end */
+
+/* calls.c: what programs of the guest ask of the host. */
+void calls_listen(const char *path);
+void calls_accept(void);
+void calls_announce(void);
 
 /* exec.c */
 void exec_start(const struct msg *m);
@@ -195,6 +208,7 @@ void unwatch(int fd, bool pipes);
 #define TAG_PIPES 3u
 #define TAG_TIMER 4u
 #define TAG_HOOKS 5u
+#define TAG_CALLS 6u
 #define TAG_HOOK 16u /* and the hook's place */
 
 #endif

@@ -219,10 +219,6 @@ void exec_kill(const struct msg *m) {
   tx_plain(FL_MSG_OK, m->id);
 }
 
-static void finish_if_done(struct op *op) {
-  if (op->exited && op->fd[FL_STREAM_OUT] < 0 && op->fd[FL_STREAM_ERR] < 0) op_free(op);
-}
-
 void exec_output(struct op *op, uint32_t stream) {
   uint32_t room = op->credit[stream];
   if (room == 0) {
@@ -238,7 +234,7 @@ void exec_output(struct op *op, uint32_t stream) {
   } else if (n == 0 || (errno != EAGAIN && errno != EINTR)) {
     exec_close_stream(op, stream);
     tx_stream(FL_MSG_END, op->id, stream);
-    finish_if_done(op);
+    ops_finish(op);
   }
 }
 
@@ -247,6 +243,7 @@ static void input_gone(struct op *op) {
   op->in_len = op->in_head = 0;
   if (!op->in_gone && !op->in_ended) tx_stream(FL_MSG_CANCEL, op->id, FL_STREAM_IN);
   op->in_gone = true; /* data that is on its way already is dropped */
+  if (op->kind == OP_CALL) ops_finish(op);
 }
 
 /* Writes what is buffered; the buffer is a ring as large as the window, so it cannot overflow. */
@@ -274,7 +271,10 @@ void exec_input(struct op *op) {
     tx_credit(op->id, FL_STREAM_IN, op->in_owed);
     op->in_owed = 0;
   }
-  if (op->in_ended) exec_close_stream(op, FL_STREAM_IN);
+  if (!op->in_ended) return;
+  if (op->kind == OP_CALL) shutdown(op->fd[FL_STREAM_IN], SHUT_WR); /* its other direction is another descriptor */
+  exec_close_stream(op, FL_STREAM_IN);
+  ops_finish(op);
 }
 
 void exec_input_data(struct op *op, const struct view *data) {
@@ -295,7 +295,7 @@ void exec_reap(void) {
   int status;
   pid_t pid;
   while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
-    for (unsigned i = 0; ops_live > 0 && i < FL_OPS_MAX; i++) {
+    for (unsigned i = 0; ops_live > 0 && i < OPS_SIZE; i++) {
       struct op *op = &ops[i];
       if (op->kind != OP_EXEC || op->pid != pid || op->exited) continue;
       op->exited = true;
@@ -303,7 +303,7 @@ void exec_reap(void) {
       mp_cstr(w, WIFSIGNALED(status) ? "signal" : "code");
       mp_uint(w, (uint64_t)(WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status)));
       tx_end();
-      finish_if_done(op);
+      ops_finish(op);
       break;
     }
   }

@@ -52,7 +52,7 @@ static bool shows_senders(int fd) {
   return setsockopt(fd, SOL_SOCKET, SO_PASSCRED, &on, sizeof on) == 0;
 }
 
-void hooks_listen(const char *path) {
+int socket_listen(const char *path) {
   struct sockaddr_un a = {.sun_family = AF_UNIX};
   int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
   bool fits = strlen(path) < sizeof a.sun_path;
@@ -62,10 +62,14 @@ void hooks_listen(const char *path) {
       chmod(path, 0666) != 0 || listen(fd, 16) != 0) {
     dprintf(2, "flurry-init: Cannot listen on %s: %s\n", path, fits ? strerror(errno) : "it is too long");
     if (fd >= 0) close(fd);
-    return;
+    return -1;
   }
-  listener = fd;
-  watch(fd, EPOLLIN, TAG_HOOKS, false);
+  return fd;
+}
+
+void hooks_listen(const char *path) {
+  listener = socket_listen(path);
+  if (listener >= 0) watch(listener, EPOLLIN, TAG_HOOKS, false);
 }
 
 bool hook_adopt(int fd) {

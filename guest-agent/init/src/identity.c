@@ -10,9 +10,12 @@
 #include <time.h>
 #include <unistd.h>
 
+/* Longest time for the host to take what programs have written. */
+#define DRAIN_NS 5000000000u
+
 /* How the VM is brought to rest, forked, and let go again: PROTOCOL.md, "Fork". */
 static struct {
-  enum { AWAKE, PREPARING, HELD, IDENTIFYING, IDENTIFIED } state;
+  enum { AWAKE, PREPARING, DRAINING, HELD, IDENTIFYING, IDENTIFIED } state;
   uint32_t id; /* of the request that has no answer yet; 0: nobody waits for one */
   uint64_t deadline_ns, began_ns, kernel_ns;
   struct ids ids;
@@ -73,7 +76,9 @@ void identity_hello(uint32_t id) {
 
 bool identity_is_quiet(void) { return fork_.state != AWAKE; }
 
-bool identity_is_preparing(void) { return fork_.state == PREPARING; }
+bool identity_is_preparing(void) { return fork_.state == PREPARING || fork_.state == DRAINING; }
+
+bool identity_is_held(void) { return fork_.state == HELD; }
 
 static void wake(const char *word) {
   hold_end();
@@ -124,6 +129,22 @@ static void quiesced(void) {
     wake("resume\n");
     return;
   }
+  fork_.state = DRAINING;
+  if (fork_.deadline_ns < now_ns() + DRAIN_NS) fork_.deadline_ns = now_ns() + DRAIN_NS;
+  set_timer(DRAIN_NS);
+}
+
+/* What programs wrote before they stood still is told before: in a fork it is nobody's. */
+static void drained(void) {
+  exec_reap();
+  if (!ops_drained()) {
+    if (now_ns() < fork_.deadline_ns) return;
+    if (fork_.id != 0) tx_error(fork_.id, FL_ERR_BUSY, 0, "Cannot quiesce: the host does not read");
+    set_timer(0);
+    wake("resume\n");
+    return;
+  }
+  set_timer(0);
   ids_watch(true);
   fork_.state = HELD;
   if (fork_.id == 0) return;
@@ -135,14 +156,19 @@ static void quiesced(void) {
 }
 
 void identity_pump(void) {
+  if (fork_.state == DRAINING) drained();
   if (fork_.state != PREPARING && fork_.state != IDENTIFYING) return;
   if (hooks_waiting()) {
     if (now_ns() < fork_.deadline_ns) return;
     hooks_give_up();
   }
   set_timer(0);
-  if (fork_.state == PREPARING) quiesced();
-  else identified();
+  if (fork_.state == IDENTIFYING) {
+    identified();
+    return;
+  }
+  quiesced();
+  if (fork_.state == DRAINING) drained();
 }
 
 void identity_timer(void) {
@@ -211,17 +237,21 @@ void identity_identify(const struct msg *m) {
 }
 
 void identity_release(const struct msg *m) {
-  if (fork_.state == PREPARING || fork_.state == IDENTIFYING) {
+  if (fork_.state == IDENTIFYING) {
     tx_error(m->id, FL_ERR_STATE, 0, "Cannot release: an earlier request is under way");
     return;
   }
+  if (identity_is_preparing() && fork_.id != 0)
+    tx_error(fork_.id, FL_ERR_STATE, 0, "Cannot quiesce: the VM was released meanwhile");
   if (m->has_realtime_ns && !ids_clock(m->realtime_ns))
     tx_error(m->id, FL_ERR_SYS, errno, "Cannot set the clock: %s", strerror(errno));
-  if (fork_.state != AWAKE) wake(fork_.state == IDENTIFIED ? "go\n" : "resume\n");
+  bool forked = fork_.state == IDENTIFIED;
+  if (fork_.state != AWAKE) wake(forked ? "go\n" : "resume\n");
+  if (forked) calls_announce();
 }
 
 /* The host went: who waited for an answer is not there any more. */
 void identity_forget(void) {
   fork_.id = 0;
-  if (fork_.state == PREPARING) wake("resume\n");
+  if (identity_is_preparing()) wake("resume\n");
 }

@@ -68,6 +68,7 @@ static void loop(void) {
       else if (e[i].data.u64 == TAG_SIGNAL) reap();
       else if (e[i].data.u64 == TAG_TIMER) identity_timer();
       else if (e[i].data.u64 == TAG_HOOKS) hooks_accept();
+      else if (e[i].data.u64 == TAG_CALLS) calls_accept();
       else if (e[i].data.u64 >= TAG_HOOK) hooks_event((unsigned)(e[i].data.u64 - TAG_HOOK));
       else pipes_ready();
     }
@@ -118,6 +119,8 @@ static void start_identity(void) {
   ids_boot();
   snprintf(path, sizeof path, "%s/run/flurry/fork.sock", agent.root);
   hooks_listen(path);
+  snprintf(path, sizeof path, "%s/run/flurry/vm.sock", agent.root);
+  calls_listen(path);
 }
 
 static int usage(void) {

@@ -131,6 +131,7 @@ static bool read_field(struct mp_reader *r, const struct view *key, struct msg *
   if (is(key, "hookTimeoutMs"))
     return m->has_hook_timeout_ms = read_u32(r, &m->hook_timeout_ms) && m->hook_timeout_ms <= 60000;
   if (is(key, "sshKey")) return read_ssh_key(r, m);
+  if (is(key, "live")) return mp_read_bool(r, &m->is_live);
   if (is(key, "hook")) return mp_read_bool(r, &m->wants_hook);
   if (is(key, "argv")) return m->has_argv = read_list(r, &m->argv, &m->argv_count) && m->argv_count > 0;
   if (is(key, "env")) return read_list(r, &m->env, &m->env_count);

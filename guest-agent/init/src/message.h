@@ -35,7 +35,7 @@ struct msg {
   bool has_hostname, has_index, has_cwd, has_path, has_data, has_argv, has_mode, has_stream, has_credit;
   bool has_target, has_signal, has_grace_ms, has_uid, has_gid;
   bool has_vm_id, has_machine_id, has_boot_id, has_realtime_ns, has_entropy, has_hook_timeout_ms, has_ssh_key;
-  bool wants_stdin, wants_hook;
+  bool wants_stdin, wants_hook, is_live;
 };
 
 enum msg_result { MSG_OK, MSG_BAD, MSG_UNKNOWN };

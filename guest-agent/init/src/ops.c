@@ -1,15 +1,16 @@
 #include "agent.h"
 
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <unistd.h>
 
-struct op ops[FL_OPS_MAX];
-unsigned ops_live;
+struct op ops[OPS_SIZE];
+unsigned ops_live, calls_live;
 
 struct op *op_find(uint32_t id) {
-  for (unsigned i = 0; ops_live > 0 && i < FL_OPS_MAX; i++)
+  for (unsigned i = 0; ops_live > 0 && i < OPS_SIZE; i++)
     if (ops[i].kind != OP_FREE && ops[i].id == id) return &ops[i];
   return NULL;
 }
@@ -19,7 +20,8 @@ struct op *op_new(uint32_t id, enum op_kind kind) {
     tx_error(id, FL_ERR_ID_IN_USE, 0, "An operation with id %u is running already", id);
     return NULL;
   }
-  for (unsigned i = 0; i < FL_OPS_MAX; i++) {
+  bool is_full = kind == OP_CALL ? calls_live >= FL_CALLS_MAX : ops_live - calls_live >= FL_OPS_MAX;
+  for (unsigned i = 0; !is_full && i < OPS_SIZE; i++) {
     struct op *op = &ops[i];
     if (op->kind != OP_FREE) continue;
     memset(op, 0, sizeof *op);
@@ -29,6 +31,7 @@ struct op *op_new(uint32_t id, enum op_kind kind) {
     op->credit[FL_STREAM_IN] = FL_WINDOW_TO_GUEST;
     op->credit[FL_STREAM_OUT] = op->credit[FL_STREAM_ERR] = FL_WINDOW_TO_HOST;
     ops_live++;
+    if (kind == OP_CALL) calls_live++;
     return op;
   }
   tx_error(id, FL_ERR_LIMIT, 0, "%d operations are running already", FL_OPS_MAX);
@@ -62,15 +65,16 @@ void op_free(struct op *op) {
   free(op->path);
   free(op->temp);
   list_free(op->walk);
+  if (op->kind == OP_CALL) calls_live--;
   memset(op, 0, sizeof *op);
   ops_live--;
 }
 
 void op_event(unsigned slot, uint32_t stream) {
-  if (slot >= FL_OPS_MAX || stream > FL_STREAM_ERR) return;
+  if (slot >= OPS_SIZE || stream > FL_STREAM_ERR) return;
   struct op *op = &ops[slot];
   /* An earlier event of the same batch may have ended this operation. */
-  if (op->kind != OP_EXEC || !op->polled[stream]) return;
+  if ((op->kind != OP_EXEC && op->kind != OP_CALL) || !op->polled[stream]) return;
   if (stream == FL_STREAM_IN) exec_input(op);
   else exec_output(op, stream);
 }
@@ -98,7 +102,7 @@ void op_end(const struct msg *m) {
   if (op == NULL || m->stream != FL_STREAM_IN) return;
   if (op->kind == OP_PUT) {
     put_finish(op);
-  } else if (op->kind == OP_EXEC) {
+  } else if (op->kind == OP_EXEC || op->kind == OP_CALL) {
     op->in_ended = true;
     exec_input(op);
   }
@@ -115,13 +119,13 @@ void op_credit(const struct msg *m) {
     return;
   }
   op->credit[m->stream] = had + m->credit;
-  if (op->kind == OP_EXEC) op_poll(op, m->stream, true);
+  if (op->kind == OP_EXEC || op->kind == OP_CALL) op_poll(op, m->stream, true);
 }
 
 void op_cancel(const struct msg *m) {
   struct op *op = op_find(m->id);
   if (op == NULL) return;
-  if (op->kind != OP_EXEC) {
+  if (op->kind != OP_EXEC && op->kind != OP_CALL) {
     op_free(op);
     tx_plain(FL_MSG_OK, m->id);
     return;
@@ -129,15 +133,55 @@ void op_cancel(const struct msg *m) {
   if (m->stream == FL_STREAM_IN || op->fd[m->stream] < 0) return;
   close_fd(op, m->stream);
   tx_stream(FL_MSG_END, op->id, m->stream);
-  if (op->exited && op->fd[FL_STREAM_OUT] < 0 && op->fd[FL_STREAM_ERR] < 0) op_free(op);
+  ops_finish(op);
+}
+
+void ops_finish(struct op *op) {
+  if (op->fd[FL_STREAM_OUT] >= 0 || op->fd[FL_STREAM_ERR] >= 0) return;
+  if (op->kind == OP_EXEC ? op->exited : op->fd[FL_STREAM_IN] < 0) op_free(op);
+}
+
+bool ops_drained(void) {
+  for (unsigned i = 0; ops_live > 0 && i < OPS_SIZE; i++)
+    for (uint32_t s = FL_STREAM_OUT; s <= FL_STREAM_ERR; s++) {
+      struct pollfd p = {.fd = ops[i].fd[s], .events = POLLIN};
+      if ((ops[i].kind != OP_EXEC && ops[i].kind != OP_CALL) || p.fd < 0 || ops[i].credit[s] == 0) continue;
+      if (poll(&p, 1, 0) > 0) return false;
+    }
+  return true;
+}
+
+static void discard(int fd) {
+  char bytes[4096];
+  while (fd >= 0 && read(fd, bytes, sizeof bytes) > 0) continue;
+}
+
+/* In a fork: the programs go on, and a host that knows of them gives them credit. What they had written before is
+ * the other VM's; what they were sent is theirs as well. */
+void ops_inherit(void) {
+  for (unsigned i = 0; i < OPS_SIZE; i++) {
+    struct op *op = &ops[i];
+    if (op->kind == OP_FREE) continue;
+    if (op->kind != OP_EXEC && op->kind != OP_CALL) {
+      op_free(op);
+      continue;
+    }
+    for (uint32_t s = FL_STREAM_OUT; s <= FL_STREAM_ERR; s++) {
+      if (op->kind == OP_EXEC) discard(op->fd[s]);
+      op_poll(op, s, false);
+      op->credit[s] = 0;
+    }
+    op->credit[FL_STREAM_IN] = FL_WINDOW_TO_GUEST - op->in_len;
+    op->in_owed = 0;
+  }
 }
 
 bool ops_pump(void) {
   static unsigned turn; /* so that one long transfer does not starve the others */
   bool more = false;
   if (ops_live == 0) return false;
-  for (unsigned i = 0; i < FL_OPS_MAX && tx_open_for_data(); i++) {
-    struct op *op = &ops[(turn + i) % FL_OPS_MAX];
+  for (unsigned i = 0; i < OPS_SIZE && tx_open_for_data(); i++) {
+    struct op *op = &ops[(turn + i) % OPS_SIZE];
     if ((op->kind != OP_GET && op->kind != OP_LIST) || op->credit[FL_STREAM_OUT] == 0) continue;
     if (!(op->kind == OP_GET ? get_produce(op) : list_produce(op))) continue;
     turn = (unsigned)(op - ops) + 1;
@@ -147,7 +191,7 @@ bool ops_pump(void) {
 }
 
 void ops_reset(void) {
-  for (unsigned i = 0; i < FL_OPS_MAX; i++) {
+  for (unsigned i = 0; i < OPS_SIZE; i++) {
     if (ops[i].kind == OP_FREE) continue;
     if (ops[i].kind == OP_EXEC) exec_signal_group(&ops[i], 9);
     op_free(&ops[i]);

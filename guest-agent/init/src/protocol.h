@@ -3,7 +3,7 @@
 #ifndef FLURRY_PROTOCOL_H
 #define FLURRY_PROTOCOL_H
 
-#define FL_PROTOCOL_VERSION 2
+#define FL_PROTOCOL_VERSION 3
 #define FL_AGENT_VERSION "0.1.0"
 #define FL_PORT_NAME "flurry.agent"
 
@@ -18,6 +18,8 @@
 #define FL_WINDOW_TO_HOST 262144
 #define FL_WINDOW_TO_GUEST 131072
 #define FL_OPS_MAX 64
+#define FL_CALLS_MAX 192
+#define FL_CALL_IDS 2147483648u
 #define FL_ARGS_MAX 1024
 #define FL_PATH_MAX 4096
 #define FL_DEPTH_MAX 64
@@ -41,6 +43,7 @@
 #define FL_MSG_STARTED 17
 #define FL_MSG_EXIT 18
 #define FL_MSG_KILL 19
+#define FL_MSG_CALL 20
 #define FL_MSG_PUT 32
 #define FL_MSG_GET 33
 #define FL_MSG_LIST 34

@@ -2,7 +2,8 @@
 
 /* A session lasts from one marker (or hang-up) to the next. */
 void session_reset(void) {
-  if (ops_live > 0) ops_reset();
+  if (ops_live > 0 && identity_is_held()) ops_inherit();
+  else if (ops_live > 0) ops_reset();
   identity_forget();
   tx_reset();
   agent.greeting_owed = true;
@@ -10,8 +11,8 @@ void session_reset(void) {
 
 static void quiesce(const struct msg *m) {
   static const char *const names[] = {[OP_EXEC] = "exec", [OP_PUT] = "put", [OP_GET] = "get", [OP_LIST] = "list"};
-  for (unsigned i = 0; ops_live > 0 && i < FL_OPS_MAX; i++) {
-    if (ops[i].kind == OP_FREE) continue;
+  for (unsigned i = 0; ops_live > 0 && i < OPS_SIZE; i++) {
+    if (m->is_live || ops[i].kind == OP_FREE || ops[i].kind == OP_CALL) continue;
     tx_error(m->id, FL_ERR_BUSY, 0, "Cannot quiesce: %u operations are running, among them %s with id %u", ops_live,
              names[ops[i].kind], ops[i].id);
     return;

@@ -14,7 +14,7 @@ static void signal_all(int sig) {
     kill(-1, sig);
     return;
   }
-  for (unsigned i = 0; i < FL_OPS_MAX; i++)
+  for (unsigned i = 0; i < OPS_SIZE; i++)
     if (ops[i].kind == OP_EXEC) exec_signal_group(&ops[i], sig);
 }
 
