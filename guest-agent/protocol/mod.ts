@@ -12,3 +12,4 @@ export type { InheritedProcess } from "./inherited.ts";
 export type { AgentEntry, HelloInfo } from "./messages.ts";
 export type { AgentProcess, ExecOptions, ExitStatus } from "./process.ts";
 export type { RunOptions, RunResult } from "./run.ts";
+export { signalNumber } from "./signals.ts";

@@ -1,6 +1,6 @@
 import type { Child } from "./child.ts";
 import { UnprovenError } from "./identity.ts";
-import type { ForkOptions, Parent } from "./parent.ts";
+import type { ForkOptions } from "./parent.ts";
 
 /** Children of which one has to prove who it is. Jobs and routers have bounds of their own. */
 const MOST_CHILDREN = 3;
@@ -10,7 +10,10 @@ const MOST_CHILDREN = 3;
  *
  * @throws FlurryError as `Parent.fork`; CHILD_UNPROVEN of the last one
  */
-export async function forkRetrying(parent: Pick<Parent, "fork">, options: ForkOptions): Promise<Child> {
+export async function forkRetrying(
+  parent: { fork(options: ForkOptions): Promise<Child> },
+  options: ForkOptions,
+): Promise<Child> {
   for (let left = MOST_CHILDREN - 1; ; left--) {
     try {
       return await parent.fork(options);
