@@ -12,6 +12,7 @@ export const KeyLimits = z
     runningTasks: z.int().min(1).optional(),
     waitingTasks: z.int().min(1).optional(),
     activeJobs: z.int().min(1).optional(),
+    vms: z.int().min(1).optional(),
   })
   .meta({ id: "KeyLimits" });
 export type KeyLimits = z.infer<typeof KeyLimits>;

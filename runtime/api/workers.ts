@@ -42,6 +42,22 @@ export type GuestFile = z.infer<typeof GuestFile>;
 
 const Argv = z.array(textOf(0, 131_072)).min(1).max(4096);
 
+/** Which programs of a task's VM may fork it, and how often. */
+export const Forks = z
+  .strictObject({
+    max: z.int().min(0).max(1000).default(64).meta({
+      description: "VMs at a time that are forked from a task's, and from those; 0: none",
+    }),
+    generations: z.int().min(1).max(32).default(32).meta({ description: "Generations below the task's VM" }),
+    users: z
+      .array(z.int().min(0).max(0xffffffff))
+      .max(100)
+      .optional()
+      .meta({ description: "Ids of the users in the guest that may fork; all by default" }),
+  })
+  .meta({ id: "Forks", description: "What programs in a task's VM may fork" });
+export type Forks = z.infer<typeof Forks>;
+
 /**
  * What runs a job's tasks, or answers requests: a command in an image, or a JS module; with its options.
  * What only one of the two kinds has is refused with the other.
@@ -82,6 +98,7 @@ export const WorkerSpec = z
       .record(Variable, Name)
       .default({})
       .meta({ description: "Variable of each task: name of the secret that it holds. Never in the parent" }),
+    forks: Forks.optional(),
     memoryMiB: z.int().min(64).max(65_536).default(512),
     cpus: z.int().min(1).max(64).default(1),
     memory: z.enum(["mapped", "lazy"]).default("mapped").meta({

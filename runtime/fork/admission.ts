@@ -136,6 +136,14 @@ export class Admission {
     return isFree ? this.#take(request) : undefined;
   }
 
+  /** Takes a place for a child that shares the processor time of others, if there is memory for it. */
+  tryAcquireShared(request: FamilyAdmission): Ticket | undefined {
+    if (!this.#canEver(request) || !this.#hasMemory(request)) return undefined;
+    const ticket = this.#take(request);
+    ticket.rest();
+    return ticket;
+  }
+
   /** Looks again whether those who wait can be let in: a family has changed its measure. */
   reconsider(): void {
     this.#admitWaiting();
@@ -179,6 +187,10 @@ export class Admission {
     // Alone on the host a child always has room: its measure may have outgrown the budget since.
     if (this.#tickets === 0) return true;
     if (this.#usedSlots + this.#slotsOf(request) > this.#slots) return false;
+    return this.#hasMemory(request);
+  }
+
+  #hasMemory(request: FamilyAdmission): boolean {
     const bytes = this.#usedBytes + request.bytesPerChild;
     return bytes <= this.#memoryBytes && bytes <= this.#bytesNow();
   }
@@ -248,6 +260,11 @@ export class FamilyAdmission {
   /** Waits for a place. @throws as `Admission.acquire` */
   acquire(options?: AcquireOptions): Promise<Ticket> {
     return this.#admission.acquire(this, options);
+  }
+
+  /** As `Admission.tryAcquireShared`. */
+  tryAcquireShared(): Ticket | undefined {
+    return this.#admission.tryAcquireShared(this);
   }
 
   /** As `Admission.tryAcquire`. */

@@ -46,10 +46,16 @@ export interface StoredParent {
 export class ParentStore {
   readonly #host: Host;
   readonly #dir: string;
+  readonly #keep: number;
 
-  constructor(host: Host) {
+  /**
+   * @param options.dir - below the data directory. @default "parents"
+   * @param options.keep - most that are kept
+   */
+  constructor(host: Host, { dir = "parents", keep = KEEP_PARENTS }: { dir?: string; keep?: number } = {}) {
     this.#host = host;
-    this.#dir = join(host.home, "parents");
+    this.#keep = keep;
+    this.#dir = join(host.home, dir);
     makeReachable(this.#dir);
     mkdirSync(join(this.#dir, "by-key"), { recursive: true });
     reapLeftoverFiles(this.#dir);
@@ -209,8 +215,8 @@ export class ParentStore {
       .filter((name) => /^[0-9a-f]{64}$/.test(name))
       .map((name) => ({ name, usedAt: usedAt(join(this.#dir, name)) }))
       .sort((a, b) => b.usedAt - a.usedAt);
-    for (const { name } of parents.slice(KEEP_PARENTS)) await this.remove(name);
-    const kept = new Set(parents.slice(0, KEEP_PARENTS).map(({ name }) => name));
+    for (const { name } of parents.slice(this.#keep)) await this.remove(name);
+    const kept = new Set(parents.slice(0, this.#keep).map(({ name }) => name));
     for (const key of readdirSync(join(this.#dir, "by-key"))) {
       const hash = await this.#pointed(key);
       if (hash === undefined || kept.has(hash) || existsSync(join(this.#dir, hash))) continue;

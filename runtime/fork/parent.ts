@@ -1,6 +1,6 @@
 import { randomBytes } from "node:crypto";
 import { statSync } from "node:fs";
-import type { GuestCall } from "../../guest-agent/protocol/mod.ts";
+import type { GuestCall, Inheritance } from "../../guest-agent/protocol/mod.ts";
 import { checkFingerprint, type Descriptor } from "../../memserver/descriptor.ts";
 import { incomingStream } from "../../memserver/device-stream.ts";
 import type { Clock } from "../clock.ts";
@@ -36,6 +36,8 @@ export interface ForkOptions {
   identity: Identity;
   /** Looks at what the child has proven in a second way too: see `lookAgain`. @default for the first child */
   secondLook?: boolean | undefined;
+  /** Programs that run in the child from the start, if it is frozen with some. @default none */
+  inheritances?: readonly Inheritance[] | undefined;
   /** Hears of programs in the child that ask something of the host, from the start on. @default they are refused */
   onCall?: ((call: GuestCall) => void) | undefined;
   /** What time it is in the child. @default the system's */

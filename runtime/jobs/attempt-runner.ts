@@ -123,7 +123,11 @@ async function attemptOf(claim: Claim, store: Store): Promise<Attempt> {
   if (!spec.module && text !== undefined && stdin!.length <= MAX_ENV_INPUT && !text.includes("\0")) {
     env.FLURRY_TASK_INPUT = text;
   }
-  return { family, spec, index, name: `task-${index}`, env, stdin, input: claim.input, timeoutMs };
+  const key = claim.owner === "" ? undefined : await store.keys.find(claim.owner);
+  return {
+    ...{ family, spec, job, index, owner: claim.owner, maxVms: key?.limits.vms },
+    ...{ name: `task-${index}`, env, stdin, input: claim.input, timeoutMs },
+  };
 }
 
 /** A string is given as it is, everything else as JSON. */

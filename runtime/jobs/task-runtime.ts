@@ -5,7 +5,12 @@ import type { Readiness } from "./ports.ts";
 export interface Attempt {
   family: string;
   spec: WorkerSpec;
+  job: string;
   index: number;
+  /** Id of the key that the job belongs to; "" where no keys are needed. */
+  owner: string;
+  /** VMs that are that key's at a time, of those that are forked or made by hand. @default no limit */
+  maxVms?: number | undefined;
   /** Start of the child's host name. */
   name: string;
   /** Complete but for FLURRY_VM_ID, which the runtime adds. Secrets are in it. */

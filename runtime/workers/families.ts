@@ -137,6 +137,20 @@ export class Families implements AsyncDisposable {
     return this.#places.get(family)?.tryAcquire();
   }
 
+  /** Has places for VMs of a family whose parent is not made here: checkpoints are kept. */
+  know(family: string, { memMiB, cpus }: { memMiB: number; cpus: number }): void {
+    if (!this.#places.get(family))
+      this.#places.set(family, this.#admission.family(memMiB * 1024 * 1024, cpus));
+  }
+
+  /**
+   * A place for a VM that is forked from one of the family, or made by hand, if there is memory for it. Such VMs share
+   * the processor time that others leave: a parent that waits for its children must not keep them from running.
+   */
+  admitShared(family: string): Ticket | undefined {
+    return this.#places.get(family)?.tryAcquireShared();
+  }
+
   /** Whether somebody waits for room for a child. */
   get isRoomWanted(): boolean {
     return this.#admission.waiting > 0;

@@ -3,10 +3,11 @@ import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { getLogger } from "@logtape/logtape";
 import { codeOf, FlurryError } from "../../errors/errors.ts";
-import { isModule, type WorkerSpec } from "../api/mod.ts";
+import { imageOf, isModule, type WorkerSpec } from "../api/mod.ts";
 import { type Clock, systemClock } from "../clock.ts";
 import type { Child } from "../fork/child.ts";
 import { watchChildren } from "../fork/child-watch.ts";
+import type { VmTree } from "../fork/family/vm-tree.ts";
 import type { Identity } from "../fork/identity.ts";
 import { Memserver } from "../fork/memserver.ts";
 import type { Parent } from "../fork/parent.ts";
@@ -25,6 +26,9 @@ import { runJsTask, TaskLog } from "./js/js-task.ts";
 import { outboundGuard, outboundOf } from "./js/outbound.ts";
 import { LivenessProbe } from "./liveness-probe.ts";
 import { receiptOf } from "./receipt.ts";
+import { Forest } from "./vms/forest.ts";
+import { ForkOutputs } from "./vms/fork-outputs.ts";
+import { VmService } from "./vms/vm-service.ts";
 
 const logger = getLogger(["flurry", "workers"]);
 
@@ -55,10 +59,13 @@ export class VmTaskRuntime implements TaskRuntime {
   readonly host: Host;
   /** Answers HTTP requests with workers that are JS modules. */
   readonly requests: JsServices;
+  /** VMs that are made, forked and ended by hand. */
+  readonly vms: VmService;
   readonly #options: VmTaskRuntimeOptions;
   readonly #clock: Clock;
   readonly #memserver: Memserver;
   readonly #families: Families;
+  readonly #forest: Forest;
   readonly #guard: AddressGuard;
   readonly #running = new Set<Promise<unknown>>();
   readonly #stop = new AbortController();
@@ -73,6 +80,8 @@ export class VmTaskRuntime implements TaskRuntime {
       ...{ host, memserver: this.#memserver, accel },
       ...{ slots, parents, peers, warmUpTimeoutMs },
     });
+    this.#forest = new Forest(this.#families, this.#clock);
+    this.vms = new VmService({ host, families: this.#families, forest: this.#forest, clock: this.#clock });
     this.#guard = outboundGuard({ allow: options.outboundAllow ?? [] });
     this.requests = new JsServices(this.#families, this.#guard);
   }
@@ -178,6 +187,7 @@ export class VmTaskRuntime implements TaskRuntime {
     this.#stop.abort();
     await Promise.allSettled(this.#running);
     await this.requests[Symbol.asyncDispose]();
+    await this.vms[Symbol.asyncDispose]();
     await this.#families[Symbol.asyncDispose]();
     await this.#memserver[Symbol.asyncDispose]();
     await this.host[Symbol.asyncDispose]();
@@ -204,10 +214,12 @@ export class VmTaskRuntime implements TaskRuntime {
     signal: AbortSignal,
   ): Promise<AttemptExit> {
     const beganAt = this.#clock.now();
-    await using child = await this.#fork(attempt, parent, signal, (identity) =>
-      parent.fork({ identity, signal }),
+    await using tree = this.#treeOf(attempt, io);
+    const { child } = await tree.root((node) =>
+      this.#fork(attempt, parent, signal, (identity) =>
+        parent.fork({ identity, onCall: (call) => node.onCall(call), signal }),
+      ),
     );
-    using _measured = this.#families.measured(attempt.family, child);
     await io.started(startOf(child, beganAt));
     const { spec, env, index, stdin, timeoutMs } = attempt;
     const task = {
@@ -233,16 +245,39 @@ export class VmTaskRuntime implements TaskRuntime {
   ): Promise<AttemptExit> {
     const beganAt = this.#clock.now();
     const log = new TaskLog(io);
-    await using child = await this.#fork(attempt, parent, signal, ({ index, hostname: name }) =>
-      JsChild.fork(parent, {
-        ...{ index, name, env: attempt.env, secrets: {}, signal },
-        output: { onLog: (_vm, entry) => log.write(entry) },
-        outbound: outboundOf({ allow: attempt.spec.allow ?? [], guard: this.#guard }),
+    await using tree = this.#treeOf(attempt, io);
+    let worker: JsChild | undefined;
+    await tree.root((node) =>
+      this.#fork(attempt, parent, signal, async ({ index, hostname: name }) => {
+        worker = await JsChild.fork(parent, {
+          ...{ index, name, env: attempt.env, secrets: {}, signal },
+          output: { onLog: (_vm, entry) => log.write(entry) },
+          outbound: outboundOf({ allow: attempt.spec.allow ?? [], guard: this.#guard }),
+          onCall: (call) => node.onCall(call),
+        });
+        return worker.vm;
       }),
     );
-    using _measured = this.#families.measured(attempt.family, child);
+    const child = worker!;
     await io.started(startOf(child, beganAt));
     return await this.#watched(child, signal, (limit) => runJsTask(child, attempt, log, limit));
+  }
+
+  /** The VM of an attempt and what is forked from it: all of it goes with the attempt. */
+  #treeOf({ family, spec, job, index, owner, maxVms }: Attempt, io: AttemptIo): VmTree {
+    const { max = 64, generations, users } = spec.forks ?? {};
+    const info = {
+      ...{ family, image: imageOf(spec), task: { job, index }, checkpoint: null },
+      owner: { id: owner, vms: maxVms },
+    };
+    const outputs = new ForkOutputs(io);
+    return this.#forest.plant(info, {
+      maxVms: max,
+      maxGenerations: generations,
+      denial: (uid) => (users && !users.includes(uid) ? `User ${uid} may not fork this VM` : undefined),
+      output: (node, stream, chunk) => outputs.write(node, stream, chunk),
+      outputEnd: (node) => outputs.end(node),
+    });
   }
 
   /** Does work in a child, which is given up when its guest leaves questions unanswered. */

@@ -159,7 +159,13 @@ describe("VmTaskRuntime.run()", () => {
       const family = familyOf(spec);
       const io = { started: () => undefined, output: () => undefined, artifact: async () => undefined };
       const start = (signal: AbortSignal, more = {}) =>
-        rejection(runtime.run({ family, spec, index: 0, name: "t", env: {} }, { ...io, ...more }, signal));
+        rejection(
+          runtime.run(
+            { family, spec, job: "j", owner: "", index: 0, name: "t", env: {} },
+            { ...io, ...more },
+            signal,
+          ),
+        );
       expect((await start(AbortSignal.abort())).code).toBe("ABORTED");
       const early = new AbortController();
       const aborted = start(early.signal);

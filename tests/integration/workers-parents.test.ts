@@ -222,7 +222,7 @@ describe("a parent that was given up", () => {
       },
       artifact: async () => undefined,
     };
-    await runtime.run({ family, spec: one, index: 0, name: "late", env: {} }, io, never);
+    await runtime.run({ family, spec: one, job: "j", owner: "", index: 0, name: "late", env: {} }, io, never);
     return { stdout };
   }
 });

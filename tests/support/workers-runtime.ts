@@ -41,7 +41,7 @@ export async function attempt(
   await runtime.prepare(family, spec, signal);
   using _place = await runtime.admit(family, signal);
   const exit = await runtime.run(
-    { family, spec, index: 0, name: "test", env: {}, ...rest },
+    { family, spec, job: "job-test", owner: "", index: 0, name: "test", env: {}, ...rest },
     {
       started: (child) => {
         record.started = child;

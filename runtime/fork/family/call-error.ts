@@ -22,8 +22,8 @@ export class CallError extends Error {
     this.code = code;
   }
 
-  /** As a line of the conversation. */
-  get line(): string {
+  /** As a line of the conversation. (Engines have a `line` of their own in errors.) */
+  asLine(): string {
     return `error ${this.code} ${this.message.replaceAll(/[^\x20-\x7e]+/g, " ").slice(0, 1000)}\n`;
   }
 }

@@ -59,7 +59,7 @@ export class Conversation {
     try {
       return await this.#answer(request);
     } catch (error) {
-      if (error instanceof CallError) return [error.line];
+      if (error instanceof CallError) return [error.asLine()];
       throw error;
     }
   }
@@ -69,7 +69,7 @@ export class Conversation {
       return await this.#call.line(LINE_MAX);
     } catch (error) {
       if (!(error instanceof RangeError)) throw error;
-      await this.#call.write(new CallError("BAD_CALL", error.message).line);
+      await this.#call.write(new CallError("BAD_CALL", error.message).asLine());
       return undefined;
     }
   }

@@ -16,6 +16,8 @@ import type { VmTree } from "./vm-tree.ts";
 const ADD = Symbol("add");
 /** Longest time in which what a child leaves is passed to its parent, in ms. */
 const PASS_MS = 300_000;
+/** Longest time for what it has printed last, in ms. */
+const LAST_OUTPUTS_MS = 10_000;
 
 export interface NodePlace {
   /** 0 for the root, else the id in its ticket, from 1 on. */
@@ -48,6 +50,7 @@ export class VmNode implements TicketChild, NodePlace {
   #child: Child | undefined;
   #starting: Promise<unknown> = Promise.resolve();
   #ending: Promise<boolean> | undefined;
+  readonly #reads: Promise<void>[] = [];
   /** One freeze after the other. */
   #freezes: Promise<unknown> = Promise.resolve();
   #names = 0;
@@ -94,7 +97,7 @@ export class VmNode implements TicketChild, NodePlace {
   }
 
   /** Serves a program's call. @param snapshot - of the VM that this one is a fork of, for calls that were open in it */
-  onCall(call: GuestCall, snapshot?: Snapshot, first?: string): void {
+  onCall(call: GuestCall, snapshot?: Pick<Snapshot, "calls" | "caller">, first?: string): void {
     const was = snapshot?.calls.get(call.id);
     const conversation = new Conversation(call, (request) => answerTo(this, request));
     this.#conversations.set(call.id, conversation);
@@ -177,6 +180,7 @@ export class VmNode implements TicketChild, NodePlace {
     if (!parent) throw new CallError("NOT_A_CHILD", "Nobody has forked this VM");
     await this.#finish(async () => {
       const files = ticket === undefined ? [] : await this.#passFiles(parent, `/out/${ticket}/${this.index}`);
+      await this.#lastOutputs();
       return { state: "exited", status, result, files };
     });
   }
@@ -225,12 +229,23 @@ export class VmNode implements TicketChild, NodePlace {
         [...this.checkpoints.values()].map(({ generation }) => generation[Symbol.asyncDispose]()),
       );
       await this.#child?.[Symbol.asyncDispose]();
+      await Promise.all(this.#reads);
+      await this.tree.policy.outputEnd?.(this);
     } catch (error) {
       this.tree.trouble(`${this.vm} could not be ended`, error);
     }
     this.#own.dispose();
     this.#end.resolve(how);
     return true;
+  }
+
+  /** What its programs have written may be in their pipes still: a VM at rest has told all of it. */
+  async #lastOutputs(): Promise<void> {
+    if (!this.#child || this.#child.inherited.length === 0) return;
+    await this.#freezes;
+    await this.#child.agent.quiesce({ live: true, timeoutMs: LAST_OUTPUTS_MS }).catch((error) => {
+      this.tree.trouble(`The last outputs of ${this.vm} may be missing`, error);
+    });
   }
 
   async #passFiles(parent: VmNode, to: string) {
@@ -249,8 +264,8 @@ export class VmNode implements TicketChild, NodePlace {
     first: string | undefined,
   ): Promise<void> {
     const denial = this.tree.policy.denial?.(call.uid);
-    const forked = new CallError("FORKED", "This VM was forked while the call was under way").line;
-    if (denial !== undefined) await call.write(new CallError("FORK_DENIED", denial).line);
+    const forked = new CallError("FORKED", "This VM was forked while the call was under way").asLine();
+    if (denial !== undefined) await call.write(new CallError("FORK_DENIED", denial).asLine());
     else if (first !== undefined) return await conversation.run(first);
     else if (was === "pending") return await conversation.run(forked);
     else if (was !== "reading") return await conversation.run();
@@ -265,10 +280,11 @@ export class VmNode implements TicketChild, NodePlace {
         ["stdout", stdout],
         ["stderr", stderr],
       ] as const) {
-        void this.#read(name, stream).catch((error) => {
+        const reading = this.#read(name, stream).catch((error) => {
           if (codeOf(error) !== "AGENT_CLOSED")
             this.tree.trouble(`Cannot pass on what ${this.vm} prints`, error);
         });
+        this.#reads.push(reading);
       }
     }
   }

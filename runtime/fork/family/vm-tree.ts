@@ -18,6 +18,8 @@ export interface TreePolicy {
   maxGenerations?: number | undefined;
   /** What programs of a forked VM print, which they were started with in the VM above; held back while it is busy. */
   output?(node: VmNode, stream: "stdout" | "stderr", chunk: Uint8Array): void | Promise<void>;
+  /** All that a forked VM has printed was given to `output`. */
+  outputEnd?(node: VmNode): void | Promise<void>;
   /** A VM of the tree runs; disposed of at its end. */
   running?(node: VmNode, child: Child): Disposable;
 }

@@ -9,7 +9,7 @@ import {
   type WorkerLog,
 } from "../../../guest-agent/protocol/worker/mod.ts";
 import type { Child, StartTimes } from "../../fork/child.ts";
-import type { Parent } from "../../fork/parent.ts";
+import type { ForkOptions, Parent } from "../../fork/parent.ts";
 import { deathOf } from "./worker-death.ts";
 
 /** Milliseconds for a worker to have taken its new identity, `onFork()` included. */
@@ -33,6 +33,8 @@ export interface JsForkOptions {
   output: WorkerOutput;
   /** Makes the worker's own requests to others; from `outboundOf`. @default none are made */
   outbound?: OutboundHandler | undefined;
+  /** Hears of programs in the VM that ask something of the host. @default they are refused */
+  onCall?: ForkOptions["onCall"];
   signal: AbortSignal;
 }
 
@@ -69,8 +71,8 @@ export class JsChild implements AsyncDisposable {
    * when the worker ends meanwhile
    */
   static async fork(parent: Parent, options: JsForkOptions): Promise<JsChild> {
-    const { index, name, env, secrets, signal } = options;
-    const vm = await parent.fork({ identity: { index, hostname: `${name}-${index}` }, signal });
+    const { index, name, env, secrets, onCall, signal } = options;
+    const vm = await parent.fork({ identity: { index, hostname: `${name}-${index}` }, onCall, signal });
     await using stack = new AsyncDisposableStack();
     stack.use(vm);
     const child = new JsChild(vm, options);
@@ -85,6 +87,11 @@ export class JsChild implements AsyncDisposable {
 
   get id(): string {
     return this.#child.id;
+  }
+
+  /** The VM that it runs in. */
+  get vm(): Child {
+    return this.#child;
   }
 
   /** How it has proven who it is. */

@@ -59,9 +59,9 @@ export type ForkOutcome = { status: "fulfilled"; vm: VmInfo } | { status: "rejec
 export interface Vms {
   list(owner: string | undefined): VmInfo[];
   get(id: string, owner: string | undefined): VmInfo;
-  /** @throws FlurryError QUOTA_EXCEEDED, ADMISSION_REFUSED, as `openParent` */
+  /** @throws FlurryError LIMIT_REACHED, ADMISSION_REFUSED, as `openParent` */
   create(source: VmSource, owner: VmOwner, signal: AbortSignal): Promise<VmInfo>;
-  /** Forks a VM, which goes on. @throws FlurryError QUOTA_EXCEEDED when not even one may be made, FORK_FAILED */
+  /** Forks a VM, which goes on. @throws FlurryError LIMIT_REACHED when not even one may be made, FORK_FAILED */
   fork(id: string, count: number, owner: VmOwner, signal: AbortSignal): Promise<ForkOutcome[]>;
   /** Starts a program; killed with the signal. @throws FlurryError, AgentError AGENT_REFUSED */
   exec(

@@ -1,0 +1,47 @@
+import type { VmNode } from "../../fork/family/vm-node.ts";
+import type { AttemptIo } from "../../jobs/task-runtime.ts";
+
+/** Longest line that is kept together. */
+const LINE_BYTES = 64 * 1024;
+
+/**
+ * What forked VMs of a task print, as lines of the task's own output that say which VM each is of: `[t1.3] `, and
+ * `[t1.3 t2.1] ` of a child's child.
+ */
+export class ForkOutputs {
+  readonly #io: Pick<AttemptIo, "output">;
+  readonly #partial = new Map<string, Buffer>();
+
+  constructor(io: Pick<AttemptIo, "output">) {
+    this.#io = io;
+  }
+
+  async write(node: VmNode, stream: "stdout" | "stderr", chunk: Uint8Array): Promise<void> {
+    const key = `${node.vm} ${stream}`;
+    const bytes = Buffer.concat([this.#partial.get(key) ?? Buffer.alloc(0), chunk]);
+    const end = bytes.length > LINE_BYTES ? bytes.length : bytes.lastIndexOf(10) + 1;
+    this.#partial.set(key, bytes.subarray(end));
+    if (end > 0) await this.#io.output(stream, prefixed(wayTo(node), bytes.subarray(0, end)));
+  }
+
+  /** What stands without an end of line when a VM has ended. */
+  async end(node: VmNode): Promise<void> {
+    for (const stream of ["stdout", "stderr"] as const) {
+      const rest = this.#partial.get(`${node.vm} ${stream}`);
+      this.#partial.delete(`${node.vm} ${stream}`);
+      if (rest?.length) await this.#io.output(stream, prefixed(wayTo(node), rest));
+    }
+  }
+}
+
+function wayTo(node: VmNode): string {
+  const way: string[] = [];
+  for (let at: VmNode | undefined = node; at?.parent; at = at.parent)
+    way.unshift(`${at.ticket ?? ""}.${at.index}`);
+  return `[${way.join(" ")}] `;
+}
+
+function prefixed(prefix: string, bytes: Buffer): Uint8Array {
+  const lines = bytes.toString("latin1").replace(/\n$/, "").split("\n");
+  return Buffer.from(lines.map((line) => `${prefix}${line}\n`).join(""), "latin1");
+}
