@@ -14,6 +14,9 @@ const FLAGS = ["-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-O2"
 /** Source of the program that measures page faults: see the file's head for what it does. */
 export const FAULTS_SOURCE = join(import.meta.dirname, "faults.c");
 
+/** Source of the program that sees from inside what a fork takes. */
+export const REFORK_SOURCE = join(import.meta.dirname, "refork.c");
+
 export interface BuildGuestProgramOptions {
   /** @default `$XDG_CACHE_HOME/flurry/bench`, or `~/.cache/flurry/bench` */
   cacheDir?: string | undefined;

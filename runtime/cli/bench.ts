@@ -14,6 +14,7 @@ import { burstTable } from "./bench-burst.ts";
 import { gatewayTables } from "./bench-gateway.ts";
 import { identityCommand } from "./bench-identity.ts";
 import { pagesTables } from "./bench-pages.ts";
+import { reforkCommand } from "./bench-refork.ts";
 import { formatBytes, formatMs, formatTable } from "./format.ts";
 import { ensureImage } from "./image.ts";
 import { positiveInteger } from "./options.ts";
@@ -78,7 +79,7 @@ Examples:
 Children that get their memory page by page stand beside such whose memory is mapped, and the stream
 beside what QEMU takes at most: compare within one run.`;
 
-/** `flurry bench fork|pages|gateway|burst|identity`: what forks, page service and the gateway cost on this machine. */
+/** `flurry bench fork|refork|pages|gateway|burst|identity`: what forks, page service and the gateway cost on this machine. */
 export function benchCommand(): Command {
   const command = new Command("bench").description("Measures Flurry on this machine");
   command
@@ -129,7 +130,7 @@ export function benchCommand(): Command {
     .option("--json", "print one JSON object")
     .addHelpText("after", BURST_EXAMPLES)
     .action((options: BurstOptions) => burst(options));
-  return command.addCommand(identityCommand());
+  return command.addCommand(identityCommand()).addCommand(reforkCommand());
 }
 
 async function burst({ n, memory, boots, alone, json }: BurstOptions): Promise<void> {
