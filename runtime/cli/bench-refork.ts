@@ -58,7 +58,7 @@ async function refork({ samples, depth, children, memory, json }: ReforkOptions)
   output.print(json ? JSON.stringify({ ...result, aims }) : `${reforkTables(result)}\n\n${aimTable(aims)}`);
 }
 
-const TIMES = ["from inside", "pause", "CPUs stopped", "to the first answer", "written"];
+const TIMES = ["from inside", "CPUs stopped", "pause", "to the first answer", "written"];
 
 function reforkTables({ accel, memMiB, dirtied, generations, forkCall }: ReforkBenchResult): string {
   const columns = (titles: string[]) =>
@@ -81,7 +81,7 @@ function reforkTables({ accel, memMiB, dirtied, generations, forkCall }: ReforkB
 
 function cells({ gapMs, pauseMs, stoppedMs, totalMs, deltaBytes }: ReforkFigures): string[] {
   return [
-    ...[gapMs, pauseMs, stoppedMs, totalMs].map((figure) => median(figure)),
+    ...[gapMs, stoppedMs, pauseMs, totalMs].map((figure) => median(figure)),
     formatBytes(deltaBytes.p50),
   ];
 }

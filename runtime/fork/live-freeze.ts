@@ -19,8 +19,9 @@ export interface LiveFreeze {
   delta: Delta;
   /** Programs that run, and go on in its children. */
   inheritances: readonly Inheritance[];
-  /** ms for which no process of the guest ran, as the host saw it, and for which the CPUs stood still. */
-  pauseMs: number;
+  /** ms from the request to come to rest until all went on; processes run for the first part of it. */
+  tookMs: number;
+  /** ms for which the CPUs stood still. */
   stoppedMs: number;
 }
 
@@ -62,7 +63,7 @@ export async function freezeLive(
     isStopped = false;
     const stoppedMs = performance.now() - stopAt;
     child.agent.release({ realtimeNs: nanoseconds(systemClock.now()) });
-    const pauseMs = performance.now() - began;
+    const tookMs = performance.now() - began;
     const deviceState = deviceSections(await readFile(statePath));
     const { origin } = child;
     return {
@@ -75,7 +76,7 @@ export async function freezeLive(
           parent: descriptorHash(encodeDescriptor(origin.descriptor)),
         },
       },
-      ...{ delta, inheritances, pauseMs, stoppedMs },
+      ...{ delta, inheritances, tookMs, stoppedMs },
     };
   } catch (cause) {
     if (isStopped) await qmp.execute("cont", {}).catch(() => undefined); // if that fails, it is dead

@@ -106,7 +106,7 @@ export class CheckpointStore {
     const frozen = {
       descriptor: generation.descriptor,
       imagePath: flat.path,
-      pauseMs: generation.freeze.pauseMs,
+      pauseMs: generation.freeze.stoppedMs,
     };
     const stored = await this.#store.put(keyOf(name, owner), frozen, signal);
     const { blocks } = await stat(stored.imagePath);
