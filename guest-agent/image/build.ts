@@ -3,6 +3,7 @@ import { createHash } from "node:crypto";
 import { chmod, link, mkdir, readdir, readFile, stat, writeFile } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import { codeOf, FlurryError } from "../../errors/errors.ts";
+import { buildGuestTools, type GuestTools } from "../bindings/build.ts";
 import { buildAgent } from "../init/build.ts";
 import { type Deb, debTime, PrivateApt } from "./apt.ts";
 import { readHostApt, readHostRelease } from "./apt-sources.ts";
@@ -78,8 +79,9 @@ async function buildOrFind(source: RecipeInput | string, options: BuildImageOpti
   const host = await readHostRelease();
   onProgress({ step: "agent", detail: "Compiling the guest agent" });
   const agent = await buildAgent({ cacheDir: join(home, "cache", "agent"), ...(signal && { signal }) });
+  const tools = await buildGuestTools(join(home, "cache", "agent"), signal);
   const suite = loaded.recipe.suite ?? host.codename;
-  const diskKey = await inputsKey(loaded, [suite, host.arch]);
+  const diskKey = await inputsKey(loaded, [suite, host.arch, tools.sha256]);
   const key = createHash("sha256").update(`${diskKey} ${agent.sha256}`).digest("hex").slice(0, 32);
 
   const hit = rebuild ? undefined : await findByKey(home, "by-key", key);
@@ -87,7 +89,19 @@ async function buildOrFind(source: RecipeInput | string, options: BuildImageOpti
   await checkRequirements();
   await mkdir(home, { recursive: true, mode: 0o755 });
   await using _building = await acquireLock(join(home, "cache", "locks", diskKey), signal);
-  const plan = { home, loaded, arch: host.arch, agent, suite, key, diskKey, rebuild, onProgress, signal };
+  const plan = {
+    home,
+    loaded,
+    arch: host.arch,
+    agent,
+    tools,
+    suite,
+    key,
+    diskKey,
+    rebuild,
+    onProgress,
+    signal,
+  };
   if (rebuild) return await build(plan);
   // Another process may have built it while this one waited.
   const made = await findByKey(home, "by-key", key);
@@ -105,6 +119,7 @@ interface Plan {
   loaded: LoadedRecipe;
   arch: string;
   agent: { path: string; sha256: string };
+  tools: GuestTools;
   suite: string;
   key: string;
   diskKey: string;
@@ -126,6 +141,7 @@ async function build(plan: Plan): Promise<Image> {
   const packages = await buildRootfs(
     {
       loaded,
+      tools: plan.tools.files,
       debs,
       index,
       arch,

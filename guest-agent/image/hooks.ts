@@ -1,5 +1,6 @@
 import { chmod, cp, mkdir, writeFile } from "node:fs/promises";
 import { dirname, join, resolve } from "node:path";
+import type { GuestToolFile } from "../bindings/build.ts";
 import { runOrFail } from "./process.ts";
 import type { LoadedRecipe, Recipe } from "./recipe.ts";
 
@@ -100,6 +101,7 @@ fi
 export async function writeHooks(
   directory: string,
   loaded: LoadedRecipe,
+  tools: readonly GuestToolFile[],
   signal?: AbortSignal,
 ): Promise<void> {
   const { recipe } = loaded;
@@ -120,7 +122,7 @@ export async function writeHooks(
     const name = String(index).padStart(4, "0");
     await writeFile(join(directory, "commands", name), `${exports(recipe)}${command}\n`);
   }
-  if (recipe.files.length > 0) await packFiles(directory, loaded, signal);
+  if (recipe.files.length + tools.length > 0) await packFiles(directory, loaded, tools, signal);
 }
 
 /** Paths for `keep` override the drops, since for dpkg the last match counts. */
@@ -156,10 +158,17 @@ function shellQuote(text: string): string {
 async function packFiles(
   directory: string,
   loaded: LoadedRecipe,
+  tools: readonly GuestToolFile[],
   signal: AbortSignal | undefined,
 ): Promise<void> {
   const staging = join(directory, "staging");
   await mkdir(staging, { mode: 0o755 });
+  // The recipe's come last: it may have a file of its own in place of one of these.
+  for (const { to, from, mode } of tools) {
+    await mkdir(dirname(join(staging, to)), { recursive: true, mode: 0o755 });
+    await cp(from, join(staging, to));
+    await chmod(join(staging, to), Number.parseInt(mode, 8));
+  }
   for (const [index, file] of loaded.recipe.files.entries()) {
     const to = join(staging, file.to);
     await mkdir(dirname(to), { recursive: true, mode: 0o755 });

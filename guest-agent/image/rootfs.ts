@@ -1,6 +1,7 @@
 import { copyFile, link, mkdir, readFile, writeFile } from "node:fs/promises";
 import { basename, join } from "node:path";
 import { FlurryError } from "../../errors/errors.ts";
+import type { GuestToolFile } from "../bindings/build.ts";
 import type { Deb } from "./apt.ts";
 import { commandMark, packageMark, writeHooks } from "./hooks.ts";
 import { failure, run } from "./process.ts";
@@ -8,6 +9,8 @@ import type { LoadedRecipe } from "./recipe.ts";
 
 export interface RootfsOptions {
   loaded: LoadedRecipe;
+  /** Files that every image has. */
+  tools: readonly GuestToolFile[];
   debs: Deb[];
   /** Index of `debs` in Debian's Packages format. */
   index: string;
@@ -64,7 +67,7 @@ export async function buildRootfs(
   await writeFile(join(repository, "Packages"), options.index);
   const hooks = join(scratch, "hooks");
   await mkdir(hooks, { mode: 0o755 });
-  await writeHooks(hooks, loaded, signal);
+  await writeHooks(hooks, loaded, options.tools, signal);
   const temporary = join(scratch, "tmp");
   await mkdir(temporary, { mode: 0o755 });
 

@@ -1,16 +1,12 @@
-import { execFile } from "node:child_process";
 import { createHash } from "node:crypto";
-import { mkdir, mkdtemp, readdir, readFile, rename, rm, stat } from "node:fs/promises";
+import { mkdir, mkdtemp, readdir, readFile, rename, rm } from "node:fs/promises";
 import { homedir } from "node:os";
-import { delimiter, join } from "node:path";
-import { promisify } from "node:util";
-import { FlurryError } from "../../errors/errors.ts";
+import { join } from "node:path";
+import { compilerVersion, exists, findCompiler, tool } from "./compiler.ts";
 
-const run = promisify(execFile);
 const sourceDir = join(import.meta.dirname, "src");
 
 const commonFlags = ["-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror"];
-const SANITIZER_PACKAGES = "apt-get install clang libclang-rt-14-dev";
 const releaseFlags = ["-O2", "-static", "-s", "-Wl,--build-id=none"];
 
 /** What `buildAgent` made: the executable's path and the SHA-256 (hex) of its bytes. */
@@ -70,27 +66,6 @@ function flagsOf(variant: NonNullable<BuildAgentOptions["variant"]>): string[] {
   return [...commonFlags, "-g", "-O1", `-fsanitize=${sanitizers}`, "-fno-sanitize-recover=all"];
 }
 
-function isStatic(variant: NonNullable<BuildAgentOptions["variant"]>): boolean {
-  return variant === "release" || variant === "sabotage";
-}
-
-/** musl first: its static programs are an eighth of glibc's, and every page counts in a fresh child. */
-async function findCompiler(variant: NonNullable<BuildAgentOptions["variant"]>): Promise<string> {
-  const wanted = isStatic(variant) ? ["musl-gcc", "gcc", "cc"] : ["clang"];
-  for (const name of wanted) {
-    for (const dir of (process.env.PATH ?? "").split(delimiter)) {
-      if (dir !== "" && (await exists(join(dir, name)))) return join(dir, name);
-    }
-  }
-  throw new FlurryError(
-    "REQUIREMENT_MISSING",
-    `Cannot build the guest agent: none of ${wanted.join(", ")} is in PATH`,
-    {
-      hint: isStatic(variant) ? "apt-get install musl-tools" : SANITIZER_PACKAGES,
-    },
-  );
-}
-
 async function sourceFiles(variant: string): Promise<{ c: string[]; h: string[] }> {
   const all = (await readdir(sourceDir)).sort();
   const parserOnly = ["fuzz.c", "message.c", "mp.c"];
@@ -98,11 +73,6 @@ async function sourceFiles(variant: string): Promise<{ c: string[]; h: string[] 
     (f) => f.endsWith(".c") && (variant === "fuzz" ? parserOnly.includes(f) : f !== "fuzz.c"),
   );
   return { c, h: all.filter((f) => f.endsWith(".h")) };
-}
-
-async function compilerVersion(compiler: string, signal: AbortSignal | undefined): Promise<string> {
-  const { stdout } = await tool(compiler, ["--version"], signal);
-  return stdout;
 }
 
 async function compile(
@@ -116,7 +86,7 @@ async function compile(
   await mkdir(cacheDir, { recursive: true });
   const work = await mkdtemp(join(cacheDir, "building-"));
   try {
-    await tool(compiler, [...flags, "-o", join(work, "flurry-init"), ...sources], signal);
+    await tool(compiler, [...flags, "-o", join(work, "flurry-init"), ...sources], sourceDir, signal);
     await rename(work, finalDir);
   } catch (error) {
     // Another build of the same content was faster: its result is as good as ours.
@@ -124,32 +94,4 @@ async function compile(
   } finally {
     await rm(work, { recursive: true, force: true });
   }
-}
-
-async function tool(
-  program: string,
-  args: string[],
-  signal: AbortSignal | undefined,
-): Promise<{ stdout: string }> {
-  try {
-    return await run(program, args, { cwd: sourceDir, maxBuffer: 16 << 20, ...(signal ? { signal } : {}) });
-  } catch (error) {
-    if (signal?.aborted)
-      throw new FlurryError("ABORTED", "The build of the guest agent was aborted", { cause: error });
-    const output = error instanceof Error && "stderr" in error ? String(error.stderr).trim() : String(error);
-    if (output.includes("libclang_rt")) {
-      const message = `Cannot build the guest agent: the sanitizer libraries of ${program} are missing`;
-      throw new FlurryError("REQUIREMENT_MISSING", message, { cause: error, hint: SANITIZER_PACKAGES });
-    }
-    throw new FlurryError("INTERNAL", `Cannot build the guest agent with ${program}: ${output}`, {
-      cause: error,
-    });
-  }
-}
-
-async function exists(path: string): Promise<boolean> {
-  return stat(path).then(
-    () => true,
-    () => false,
-  );
 }

@@ -53,7 +53,7 @@ export class VmNode implements TicketChild, NodePlace {
   readonly #reads: Promise<void>[] = [];
   /** One freeze after the other. */
   #freezes: Promise<unknown> = Promise.resolve();
-  #names = 0;
+  readonly #names = { t: 0, c: 0 };
 
   constructor(tree: VmTree, place: NodePlace) {
     this.tree = tree;
@@ -92,8 +92,8 @@ export class VmNode implements TicketChild, NodePlace {
   }
 
   newName(kind: "t" | "c"): string {
-    this.#names += 1;
-    return `${kind}${this.#names}`;
+    this.#names[kind] += 1;
+    return `${kind}${this.#names[kind]}`;
   }
 
   /** Serves a program's call. @param snapshot - of the VM that this one is a fork of, for calls that were open in it */
