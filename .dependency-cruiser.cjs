@@ -13,7 +13,7 @@ const rooms = {
   "guest-agent/init": ["errors"],
   "guest-agent/bindings": ["errors", "guest-agent/init"],
   "guest-agent/image": ["errors", "guest-agent/init", "guest-agent/bindings"],
-  "guest-agent/worker-host": ["guest-agent/protocol"],
+  "guest-agent/worker-host": ["guest-agent/protocol", "guest-agent/bindings"],
   memserver: ["errors", "qmp"],
   "runtime/net": ["errors"],
   "runtime/vm": ["errors", "qmp"],

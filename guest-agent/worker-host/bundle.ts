@@ -54,7 +54,7 @@ export async function bundleWorker(entry: string, options: BundleOptions = {}): 
   const cwd = dirname(path);
   const name = `./${basename(path)}`;
   try {
-    const flags = [...buildFlags, ...placeFlags, ...fetchFlags, "--sourcemap=inline"];
+    const flags = [...buildFlags, ...placeFlags, ...fetchFlags, ...guestFlags, "--sourcemap=inline"];
     const code = asMain(await run(bun, ["build", name, ...flags], cwd, options.signal));
     return { code, bytes: Buffer.byteLength(code), hash: createHash("sha256").update(code).digest("hex") };
   } catch (error) {
@@ -77,6 +77,9 @@ const buildFlags = [
 const placeFlags = ["--define", '__dirname="/worker"', "--define", '__filename="/worker/worker.js"'];
 
 /** Where a worker's `Bun.fetch` would go by itself, there is no network; and nothing can take its place in Bun. */
+/** What the guest has itself. */
+const guestFlags = ["--external", "flurry:vm"];
+
 const fetchFlags = ["--define", "Bun.fetch=globalThis.fetch"];
 
 /**
@@ -114,7 +117,7 @@ async function findAssets(
   try {
     await run(
       bun,
-      ["build", name, ...buildFlags, `--outdir=${work}`, "--asset-naming=[name].[ext]"],
+      ["build", name, ...buildFlags, ...guestFlags, `--outdir=${work}`, "--asset-naming=[name].[ext]"],
       cwd,
       signal,
     );
@@ -139,6 +142,23 @@ function errorLines(output: string): string {
 export interface BundleHostOptions extends BundleOptions {
   /** @default `$XDG_CACHE_HOME/flurry/worker-host`, or `~/.cache/flurry/worker-host` */
   cacheDir?: string | undefined;
+}
+
+/**
+ * Bundles what every Bun program of a guest loads first: it has `flurry:vm` then.
+ *
+ * @throws BundleError
+ */
+export async function bundlePreload(options: BundleOptions = {}): Promise<string> {
+  const from = join(import.meta.dirname, "../bindings/src");
+  try {
+    return await run(findBun(options), ["build", "./preload.ts", ...buildFlags], from, options.signal);
+  } catch (error) {
+    if (error instanceof BundleError) throw error;
+    throw new BundleError("INTERNAL", `Cannot bundle flurry:vm: ${errorLines(outputOf(error))}`, {
+      cause: error,
+    });
+  }
 }
 
 /** The worker host as one file for the image. */
@@ -193,7 +213,7 @@ async function hostKey(bun: string, signal: AbortSignal | undefined): Promise<st
   const hash = createHash("sha256").update(JSON.stringify(buildFlags));
   hash.update(await run(bun, ["--version"], here, signal));
   hash.update(await readFile(join(here, "../../node_modules/msgpackr/package.json")));
-  for (const directory of [here, protocol, join(protocol, "worker")]) {
+  for (const directory of [here, protocol, join(protocol, "worker"), join(here, "../bindings/src")]) {
     for (const file of (await readdir(directory)).filter((name) => name.endsWith(".ts")).sort()) {
       hash.update(`${file}\0`).update(await readFile(join(directory, file)));
     }

@@ -1,3 +1,5 @@
+import { isForking } from "../bindings/src/vm.ts";
+import { offerVmModule } from "../bindings/src/vm-module.ts";
 import { captureOutput } from "./capture.ts";
 import { DevicePort } from "./device-port.ts";
 import { captureFailures } from "./failures.ts";
@@ -62,6 +64,7 @@ async function main(exit: Exit): Promise<void> {
   watchDraws();
   watchThreads();
   offerOnFork();
+  offerVmModule();
 }
 
 /** Descriptor of the fork hook. The worker need not know of it. */
@@ -73,7 +76,8 @@ function takeHook(): number | undefined {
 
 function busyReason(host: WorkerHost): string | undefined {
   const threads = liveThreads();
-  if (threads === 0) return host.busyReason;
+  // What a worker has under way when it forks its own VM goes on in it, and in its children.
+  if (threads === 0) return isForking() ? undefined : host.busyReason;
   return `the worker has ${threads} threads, which cannot be forked: start them in onFork()`;
 }
 

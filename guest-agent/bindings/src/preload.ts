@@ -1,0 +1,3 @@
+import { offerVmModule } from "./vm-module.ts";
+
+offerVmModule();

@@ -1,0 +1,292 @@
+import { connect, type Socket } from "node:net";
+
+/** Most bytes that a child may exit with. */
+const RESULT_MAX = 1024 * 1024;
+const LINE_MAX = 65_536;
+const SOCKET = "/run/flurry/vm.sock";
+
+/** What was asked for was refused. `code` is of guest-agent/protocol/CALLS.md, NO_HOST outside of a VM, or ABORTED. */
+export class FlurryError extends Error {
+  override name = "FlurryError";
+  readonly code: string;
+
+  constructor(code: string, message: string, options: { cause?: unknown } = {}) {
+    super(`${code}: ${message}`, options);
+    this.code = code;
+  }
+}
+
+/** Places for `granted` children. */
+export interface Ticket {
+  name: string;
+  granted: number;
+}
+
+/** Which VM this is: `id` is 0 where `fork` was called, 1 to `granted` in the children. */
+export interface Forked {
+  id: number;
+  ticket: Ticket;
+  granted: number;
+}
+
+/** How a child ended. `result` is what it has exited with, or why it has not, for people. */
+export interface Child {
+  id: number;
+  vm: string;
+  state: "exited" | "killed" | "died" | "failed";
+  status: number;
+  result: Uint8Array;
+  /** What it has left below /out, where it is in this VM. */
+  files: { path: string; size: number }[];
+}
+
+/** Who this VM is. `parent` is null for one that was not forked by another. */
+export interface Vm {
+  id: number;
+  vm: string;
+  generation: number;
+  parent: string | null;
+}
+
+export interface CallOptions {
+  /** Gives the call up. What it has begun on the host goes on. */
+  signal?: AbortSignal | undefined;
+}
+
+let forks = 0;
+
+/** Whether a call of this program is under way that forks its VM. */
+export function isForking(): boolean {
+  return forks > 0;
+}
+
+/** Reserves places for up to `n` children; may grant fewer, and at least one. */
+export async function requestTicket(
+  n: number,
+  options: CallOptions & { timeoutMs?: number } = {},
+): Promise<Ticket> {
+  const more = options.timeoutMs === undefined ? "" : ` ${options.timeoutMs}`;
+  const [name, granted] = await ask(`ticket ${n}${more}`, options);
+  return { name: name!, granted: Number(granted) };
+}
+
+/** Forks this VM: 0 here, 1 to `ticket.granted` in the children. */
+export async function clone(ticket: Ticket | string, options: CallOptions = {}): Promise<number> {
+  const [id] = await forking(`clone ${nameOf(ticket)}`, options);
+  return Number(id);
+}
+
+/** `requestTicket` and `clone` in one. */
+export async function fork(n: number, options: CallOptions = {}): Promise<Forked> {
+  const [id, name, granted] = await forking(`fork ${n}`, options);
+  return {
+    id: Number(id),
+    ticket: { name: name!, granted: Number(granted) },
+    granted: Number(granted),
+  };
+}
+
+/** Keeps this VM's state: id 0 here, more in each child that is made of it later. */
+export async function checkpointParent(
+  options: CallOptions = {},
+): Promise<{ id: number; checkpoint: string }> {
+  const [id, checkpoint] = await forking("checkpoint", options);
+  return { id: Number(id), checkpoint: checkpoint! };
+}
+
+/** Has children wake at a checkpoint; how many. */
+export async function createClones(
+  checkpoint: string,
+  ticket: Ticket | string,
+  options: CallOptions = {},
+): Promise<number> {
+  const [count] = await ask(`create ${checkpoint} ${nameOf(ticket)}`, options);
+  return Number(count);
+}
+
+/** Ends this child. @param result - bytes, a text, or what JSON can hold; up to 1 MiB */
+export async function exit(status = 0, result: unknown = new Uint8Array()): Promise<never> {
+  const bytes = bytesOf(result);
+  if (bytes.length > RESULT_MAX)
+    throw new FlurryError("BAD_CALL", `A result has at most ${RESULT_MAX} bytes`);
+  await ask(`exit ${status} ${bytes.length}`, {}, bytes);
+  throw new FlurryError("BAD_ANSWER", "The VM goes on after exit");
+}
+
+/** The next child that has ended, each of them once; undefined when all have been told of. */
+export async function nextChild(
+  ticket: Ticket | string,
+  options: CallOptions & { timeoutMs?: number } = {},
+): Promise<Child | undefined> {
+  const more = options.timeoutMs === undefined ? "" : ` ${options.timeoutMs}`;
+  using call = await Call.open(options);
+  const line = await call.request(`next ${nameOf(ticket)}${more}`);
+  if (line === "end") return undefined;
+  const [kind, id, vm, state, status, length, files] = line.split(" ");
+  if (kind !== "child" || !isState(state) || !(Number(length) <= RESULT_MAX)) throw badAnswer(line);
+  const result = await call.bytes(Number(length));
+  const child: Child = { id: Number(id), vm: vm!, state, status: Number(status), result, files: [] };
+  for (let left = Number(files); left > 0; left--) {
+    const [, size, path] = /^file (\d+) (.+)$/.exec(await call.line()) ?? [];
+    if (path === undefined) throw badAnswer("no file");
+    child.files.push({ path, size: Number(size) });
+  }
+  return child;
+}
+
+/** Children as they end. */
+export async function* ended(
+  ticket: Ticket | string,
+  options: CallOptions = {},
+): AsyncGenerator<Child, void> {
+  for (;;) {
+    const child = await nextChild(ticket, options);
+    if (!child) return;
+    yield child;
+  }
+}
+
+/** All children that have not been told of, by id, when the last one has ended. */
+export async function join(ticket: Ticket | string, options: CallOptions = {}): Promise<Child[]> {
+  const children: Child[] = [];
+  for await (const child of ended(ticket, options)) children.push(child);
+  return children.sort((a, b) => a.id - b.id);
+}
+
+/** Ends all children that run; how many those were. `join` tells of them too. */
+export async function kill(ticket: Ticket | string, options: CallOptions = {}): Promise<number> {
+  const [count] = await ask(`kill ${nameOf(ticket)}`, options);
+  return Number(count);
+}
+
+export async function identity(options: CallOptions = {}): Promise<Vm> {
+  const [id, vm, generation, parent] = await ask("id", options);
+  return { id: Number(id), vm: vm!, generation: Number(generation), parent: parent === "-" ? null : parent! };
+}
+
+/** One conversation with the host. Each call has its own, so that many may wait at the same time. */
+class Call implements Disposable {
+  readonly #socket: Socket;
+  readonly #options: CallOptions;
+  readonly #onAbort = () => this.#fail(new FlurryError("ABORTED", "The call was given up"));
+  #unread: Buffer = Buffer.alloc(0);
+  #failure: FlurryError | undefined;
+  #wake: (() => void) | undefined;
+
+  private constructor(socket: Socket, options: CallOptions) {
+    this.#socket = socket;
+    this.#options = options;
+    socket.on("data", (chunk: Buffer) => {
+      this.#unread = Buffer.concat([this.#unread, chunk]);
+      this.#wake?.();
+    });
+    socket.on("error", (cause) =>
+      this.#fail(new FlurryError("NO_HOST", `The host is gone: ${cause.message}`)),
+    );
+    socket.on("close", () => this.#fail(new FlurryError("NO_HOST", "The host has ended the call")));
+    options.signal?.addEventListener("abort", this.#onAbort, { once: true });
+    if (options.signal?.aborted) this.#onAbort();
+  }
+
+  static async open(options: CallOptions): Promise<Call> {
+    const path = process.env.FLURRY_VM_SOCKET || SOCKET;
+    const socket = connect(path);
+    try {
+      await new Promise<void>((resolve, reject) => {
+        socket.once("connect", resolve);
+        socket.once("error", reject);
+      });
+    } catch (cause) {
+      socket.destroy();
+      const reason = cause instanceof Error ? cause.message : String(cause);
+      throw new FlurryError("NO_HOST", `This is no Flurry VM: ${reason}`, { cause });
+    }
+    return new Call(socket, options);
+  }
+
+  /** The line that answers; an error is thrown. */
+  async request(line: string, body?: Uint8Array): Promise<string> {
+    if (/[\n\r]/.test(line)) throw new FlurryError("BAD_CALL", "A name has no ends of lines");
+    this.#socket.write(`${line}\n`);
+    if (body?.length) this.#socket.write(body);
+    const answer = await this.line();
+    const [, code, text] = /^error (\S+) ?(.*)$/.exec(answer) ?? [];
+    if (code !== undefined) throw new FlurryError(code, text ?? "");
+    return answer;
+  }
+
+  async line(): Promise<string> {
+    for (;;) {
+      const end = this.#unread.indexOf(10);
+      if (end >= 0) return this.#take(end + 1).toString("utf8", 0, end);
+      if (this.#unread.length > LINE_MAX) throw badAnswer("a line that is too long");
+      await this.#more();
+    }
+  }
+
+  async bytes(count: number): Promise<Uint8Array> {
+    while (this.#unread.length < count) await this.#more();
+    return new Uint8Array(this.#take(count));
+  }
+
+  [Symbol.dispose](): void {
+    this.#options.signal?.removeEventListener("abort", this.#onAbort);
+    this.#socket.destroy();
+  }
+
+  #take(count: number): Buffer {
+    const taken = this.#unread.subarray(0, count);
+    this.#unread = this.#unread.subarray(count);
+    return taken;
+  }
+
+  async #more(): Promise<void> {
+    const had = this.#unread.length;
+    while (this.#unread.length === had) {
+      if (this.#failure) throw this.#failure;
+      await new Promise<void>((resolve) => {
+        this.#wake = resolve;
+      });
+    }
+  }
+
+  #fail(failure: FlurryError): void {
+    this.#failure ??= failure;
+    this.#wake?.();
+  }
+}
+
+/** Words of the answer, without its `ok`. */
+async function ask(line: string, options: CallOptions, body?: Uint8Array): Promise<string[]> {
+  using call = await Call.open(options);
+  const answer = await call.request(line, body);
+  const [first, ...words] = answer.split(" ");
+  if (first !== "ok") throw badAnswer(answer);
+  return words;
+}
+
+async function forking(line: string, options: CallOptions): Promise<string[]> {
+  forks += 1;
+  try {
+    return await ask(line, options);
+  } finally {
+    forks -= 1;
+  }
+}
+
+function nameOf(ticket: Ticket | string): string {
+  return typeof ticket === "string" ? ticket : ticket.name;
+}
+
+function isState(word: string | undefined): word is Child["state"] {
+  return word === "exited" || word === "killed" || word === "died" || word === "failed";
+}
+
+function bytesOf(result: unknown): Uint8Array {
+  if (result instanceof Uint8Array) return result;
+  return Buffer.from(typeof result === "string" ? result : JSON.stringify(result));
+}
+
+function badAnswer(line: string): FlurryError {
+  return new FlurryError("BAD_ANSWER", `The host answered "${line.slice(0, 200)}"`);
+}
