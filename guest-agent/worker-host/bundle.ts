@@ -145,14 +145,14 @@ export interface BundleHostOptions extends BundleOptions {
 }
 
 /**
- * Bundles what every Bun program of a guest loads first: it has `flurry:vm` then.
+ * Bundles `flurry:vm` for Bun programs of a guest.
  *
  * @throws BundleError
  */
-export async function bundlePreload(options: BundleOptions = {}): Promise<string> {
+export async function bundleVmModule(options: BundleOptions = {}): Promise<string> {
   const from = join(import.meta.dirname, "../bindings/src");
   try {
-    return await run(findBun(options), ["build", "./preload.ts", ...buildFlags], from, options.signal);
+    return await run(findBun(options), ["build", "./vm.ts", ...buildFlags], from, options.signal);
   } catch (error) {
     if (error instanceof BundleError) throw error;
     throw new BundleError("INTERNAL", `Cannot bundle flurry:vm: ${errorLines(outputOf(error))}`, {

@@ -1,6 +1,6 @@
 import * as vm from "./vm.ts";
 
-/** Has Bun find `flurry:vm`. In the guest it is preloaded by every Bun program, and a part of the worker-host. */
+/** Has workers find `flurry:vm`. Other programs of the guest have it as a package: runtime/workers/js/js-image.ts. */
 export function offerVmModule(): void {
   const { isForking: _isForking, ...exports } = vm;
   Bun.plugin({

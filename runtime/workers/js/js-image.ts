@@ -6,14 +6,11 @@ import {
   type Image,
   type RecipeInput,
 } from "../../../guest-agent/image/mod.ts";
-import { bundlePreload, bundleWorkerHost } from "../../../guest-agent/worker-host/bundle.ts";
+import { bundleVmModule, bundleWorkerHost } from "../../../guest-agent/worker-host/bundle.ts";
 
 /** Where the image has what runs JS workers. */
 export const GUEST_BUN = "/opt/flurry/bun";
 export const GUEST_WORKER_HOST = "/opt/flurry/worker-host.js";
-
-const GUEST_PRELOAD = "/opt/flurry/vm.js";
-const BUNFIG = `preload = ["${GUEST_PRELOAD}"]\n`;
 
 export interface JsImageOptions {
   /** Flurry's data directory. */
@@ -39,9 +36,12 @@ export async function jsImage(options: JsImageOptions): Promise<Image> {
     files: [
       { to: GUEST_BUN, from: bun, mode: "0755" },
       { to: GUEST_WORKER_HOST, from: path, mode: "0644" },
-      { to: GUEST_PRELOAD, content: await bundlePreload({ bun, signal }), mode: "0644" },
-      // Of every Bun program, whoever's it is (Bun's documentation, "bunfig.toml").
-      ...["/root", ""].map((home) => ({ to: `${home}/.bunfig.toml`, content: BUNFIG, mode: "0644" })),
+      // Wherever a program lies, Bun looks for packages here at last.
+      {
+        to: "/node_modules/flurry:vm/index.js",
+        content: await bundleVmModule({ bun, signal }),
+        mode: "0644",
+      },
     ],
   };
   return await buildImage(recipe, { home, ...(onProgress && { onProgress }), ...(signal && { signal }) });

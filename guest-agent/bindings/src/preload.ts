@@ -1,3 +1,0 @@
-import { offerVmModule } from "./vm-module.ts";
-
-offerVmModule();
