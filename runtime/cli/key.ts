@@ -18,6 +18,7 @@ interface CreateOptions extends KeyOptions {
   runningTasks?: number;
   waitingTasks?: number;
   activeJobs?: number;
+  vms?: number;
 }
 
 /** Keys of a gateway that runs, or of a data directory whose gateway does not. */
@@ -48,6 +49,11 @@ export function keyCommand(): Command {
     .option("--running-tasks <n>", "most tasks of it that run at a time", positiveInteger("--running-tasks"))
     .option("--waiting-tasks <n>", "most tasks of it that wait", positiveInteger("--waiting-tasks"))
     .option("--active-jobs <n>", "most jobs of it that have not ended", positiveInteger("--active-jobs"))
+    .option(
+      "--vms <n>",
+      "most VMs of it that are made by hand or forked, at a time",
+      positiveInteger("--vms"),
+    )
     .addHelpText("after", CREATE_EXAMPLES)
     .action((options: CreateOptions) => createKey(options));
   const list = command
@@ -73,12 +79,13 @@ export function keyCommand(): Command {
 }
 
 async function createKey(options: CreateOptions): Promise<void> {
-  const { name, scope: scopes, runningTasks, waitingTasks, activeJobs, json = false } = options;
+  const { name, scope: scopes, runningTasks, waitingTasks, activeJobs, vms, json = false } = options;
   const output = new Output({ json });
   const limits = {
     ...(runningTasks !== undefined && { runningTasks }),
     ...(waitingTasks !== undefined && { waitingTasks }),
     ...(activeJobs !== undefined && { activeJobs }),
+    ...(vms !== undefined && { vms }),
   };
   await using keys = await openKeys(options);
   const made = await keys.create({ name, scopes, limits });
@@ -149,8 +156,8 @@ function scope(value: string, previous: Scope[] = []): Scope[] {
   throw new FlurryError("BAD_ARGUMENT", `There is no scope "${value}" among ${Scope.options.join(", ")}`);
 }
 
-function limitsText({ runningTasks, waitingTasks, activeJobs }: KeyLimits): string {
-  const parts = { running: runningTasks, waiting: waitingTasks, jobs: activeJobs };
+function limitsText({ runningTasks, waitingTasks, activeJobs, vms }: KeyLimits): string {
+  const parts = { running: runningTasks, waiting: waitingTasks, jobs: activeJobs, vms };
   return Object.entries(parts)
     .flatMap(([name, limit]) => (limit === undefined ? [] : [`${name} ${limit}`]))
     .join(", ");
