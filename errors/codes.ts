@@ -65,6 +65,8 @@ export const errorCodes = {
   VM_NOT_FOUND: { http: 404, exit: 2 },
   CHECKPOINT_NOT_FOUND: { http: 404, exit: 2 },
   CHECKPOINT_EXISTS: { http: 409, exit: 2 },
+  FILE_NOT_FOUND: { http: 404, exit: 2 },
+  VMS_UNSUPPORTED: { http: 501, exit: 2 },
   SECRET_NOT_FOUND: { http: 404, exit: 2 },
   KEY_NOT_FOUND: { http: 404, exit: 2 },
   LAST_ADMIN_KEY: { http: 409, exit: 2 },

@@ -41,17 +41,14 @@ export const Tasks = z
   .union([z.strictObject({ count: Count }), z.strictObject({ inputs: Inputs })])
   .meta({ id: "Tasks" });
 
+/** A deployed worker. */
+export const WorkerRef = z
+  .string()
+  .regex(/^[a-z0-9][a-z0-9-]{0,62}(@[1-9][0-9]{0,8})?$/, "must be the name of a worker, or name@version");
+
 const jobFields = {
   worker: z
-    .union([
-      z
-        .string()
-        .regex(
-          /^[a-z0-9][a-z0-9-]{0,62}(@[1-9][0-9]{0,8})?$/,
-          "must be the name of a worker, or name@version",
-        ),
-      WorkerSpec,
-    ])
+    .union([WorkerRef, WorkerSpec])
     .meta({ description: "A deployed worker, as `name` or `name@version`, or one that is described here" }),
   name: textOf(1, 200).optional().meta({ description: "For people; need not be unique" }),
   priority: z.int().min(0).max(9).default(5).meta({ description: "9 comes first; lower ones still move on" }),

@@ -5,4 +5,5 @@ export * from "./crons.ts";
 export * from "./jobs.ts";
 export * from "./modules.ts";
 export * from "./receipts.ts";
+export * from "./vms.ts";
 export * from "./workers.ts";

@@ -40,7 +40,8 @@ export const GuestFile = z
   .meta({ id: "GuestFile" });
 export type GuestFile = z.infer<typeof GuestFile>;
 
-const Argv = z.array(textOf(0, 131_072)).min(1).max(4096);
+/** Program and arguments. */
+export const Argv = z.array(textOf(0, 131_072)).min(1).max(4096);
 
 /** Which programs of a task's VM may fork it, and how often. */
 export const Forks = z

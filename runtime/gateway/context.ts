@@ -8,6 +8,7 @@ import type { CronEvent, ScheduledEnd, ScheduledOptions } from "../workers/js/js
 import type { ServedVersion, ServeOptions } from "../workers/js/js-services.ts";
 import type { RequestFigures } from "../workers/js/request-figures.ts";
 import type { WorkerLogs } from "../workers/js/worker-logs.ts";
+import type { Vms } from "../workers/vms/port.ts";
 import type { GatewayMetrics } from "./metrics.ts";
 import type { Receipts } from "./receipts.ts";
 import type { StreamPace } from "./stream-pace.ts";
@@ -31,6 +32,8 @@ export interface WorkerTriggers {
 /** What runs tasks, and answers requests if it can. */
 export type GatewayRuntime = TaskRuntime & {
   readonly requests?: WorkerRequests | undefined;
+  /** VMs that are made, forked and ended by hand. */
+  readonly vms?: Vms | undefined;
   /** Tells of its VMs, if it has some, what they prove. */
   watchChildren?(observer: ChildObserver): Disposable;
 };

@@ -18,6 +18,7 @@ const meanings: Readonly<Record<number, string>> = {
   422: "The request cannot be done as it is",
   429: "Too much at a time; Retry-After says when to ask again",
   500: "The gateway failed",
+  501: "This gateway cannot do it",
   503: "The gateway is ending; Retry-After says when to ask again",
   507: "The gateway's disk is full",
 };
@@ -73,7 +74,7 @@ export function documentOf(app: OpenAPIHono<GatewayEnv>) {
       { name: "workers", description: "What runs a job's tasks" },
       { name: "secrets", description: "Values that tasks get and nobody reads" },
       { name: "keys", description: "Who may ask" },
-      { name: "vms", description: "Children, and what they have proven" },
+      { name: "vms", description: "VMs that run, forks of them, and what they have proven" },
       { name: "hosts", description: "Machines that run children" },
       { name: "gateway", description: "The gateway itself" },
     ],

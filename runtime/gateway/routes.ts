@@ -1,5 +1,6 @@
 import type { GatewayApp } from "./app.ts";
 import { artifactRoutes } from "./artifact-routes.ts";
+import { checkpointRoutes } from "./checkpoint-routes.ts";
 import type { GatewayContext } from "./context.ts";
 import { deliveriesRoutes } from "./deliveries-routes.ts";
 import { docsRoutes } from "./docs-routes.ts";
@@ -8,6 +9,7 @@ import { hostsRoutes } from "./hosts-routes.ts";
 import { jobStreamRoutes } from "./job-stream-routes.ts";
 import { jobsRoutes } from "./jobs-routes.ts";
 import { keysRoutes } from "./keys-routes.ts";
+import { receiptRoutes } from "./receipt-routes.ts";
 import { secretsRoutes } from "./secrets-routes.ts";
 import { submitRoutes } from "./submit-routes.ts";
 import { vmsRoutes } from "./vms-routes.ts";
@@ -31,6 +33,8 @@ export function gatewayRoutes(context: GatewayContext): GatewayApp[] {
     secretsRoutes(context),
     keysRoutes(context),
     vmsRoutes(context),
+    checkpointRoutes(context),
+    receiptRoutes(context),
     hostsRoutes(context),
     healthRoutes(context),
     docsRoutes(),

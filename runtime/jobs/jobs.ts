@@ -75,7 +75,7 @@ export class Jobs implements AsyncDisposable {
    * @throws FlurryError WORKER_NOT_FOUND, SECRET_NOT_FOUND
    */
   async validate(head: JobHead, owner: string): Promise<Resolved> {
-    const resolved = await this.#resolve(head.worker);
+    const resolved = await this.resolve(head.worker);
     for (const [variable, name] of Object.entries(resolved.spec.secrets)) {
       if ((await this.#store.secrets.value(name, owner)) !== undefined) continue;
       throw new FlurryError("SECRET_NOT_FOUND", `There is no secret "${name}" for ${variable}`, {
@@ -83,6 +83,20 @@ export class Jobs implements AsyncDisposable {
       });
     }
     return resolved;
+  }
+
+  /** @throws FlurryError WORKER_NOT_FOUND */
+  async resolve(worker: JobHead["worker"]): Promise<Resolved> {
+    if (typeof worker !== "string") return { spec: worker, family: familyOf(worker) };
+    const [name = "", version] = worker.split("@");
+    const found = await this.#store.workers.get(name, version === undefined ? undefined : Number(version));
+    if (!found) {
+      throw new FlurryError("WORKER_NOT_FOUND", `There is no worker "${worker}"`, {
+        hint: `deploy it first: flurry worker put ${name}, or PUT /v1/workers/${name}`,
+      });
+    }
+    const { spec } = found;
+    return { spec, worker: { name, version: found.version }, family: familyOf(spec) };
   }
 
   /**
@@ -151,19 +165,6 @@ export class Jobs implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     this.#ended = true;
     await this.#purging;
-  }
-
-  async #resolve(worker: JobHead["worker"]): Promise<Resolved> {
-    if (typeof worker !== "string") return { spec: worker, family: familyOf(worker) };
-    const [name = "", version] = worker.split("@");
-    const found = await this.#store.workers.get(name, version === undefined ? undefined : Number(version));
-    if (!found) {
-      throw new FlurryError("WORKER_NOT_FOUND", `There is no worker "${worker}"`, {
-        hint: `deploy it first: flurry worker put ${name}, or PUT /v1/workers/${name}`,
-      });
-    }
-    const { spec } = found;
-    return { spec, worker: { name, version: found.version }, family: familyOf(spec) };
   }
 
   #purge(): void {

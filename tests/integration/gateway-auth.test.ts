@@ -26,6 +26,10 @@ const needs: Record<Scope | "nothing", string[]> = {
     "readWorkerLogs",
     "listHosts",
     "getReceipt",
+    "listVms",
+    "getVm",
+    "listCheckpoints",
+    "getCheckpoint",
     "getMetrics",
   ],
   submit: [
@@ -39,6 +43,11 @@ const needs: Record<Scope | "nothing", string[]> = {
     "callScheduled",
     "setCurrentWorker",
     "deleteWorker",
+    "createVm",
+    "endVm",
+    "forkVm",
+    "createCheckpoint",
+    "deleteCheckpoint",
   ],
   admin: ["createKey", "listKeys", "deleteKey", "putSecret", "listSecrets", "deleteSecret"],
 };

@@ -28,6 +28,8 @@ const classes: Record<FailureClass, (keyof typeof errorCodes)[]> = {
     "VM_NOT_FOUND",
     "CHECKPOINT_NOT_FOUND",
     "CHECKPOINT_EXISTS",
+    "FILE_NOT_FOUND",
+    "VMS_UNSUPPORTED",
     "WORKER_LOAD_FAILED",
     "UPGRADE_UNSUPPORTED",
     "OUTBOUND_FORBIDDEN",
