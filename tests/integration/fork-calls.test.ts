@@ -220,4 +220,115 @@ else: c.exit(0, text)
     },
     TEST_MS,
   );
+
+  test(
+    "lose and repeat nothing of what a program prints meanwhile, and its children's go on where it was",
+    async () => {
+      const outputs = new Map<string, string>();
+      await using python = await pythonTree(parent, {
+        output: ({ vm }, _stream, chunk) => {
+          outputs.set(vm, (outputs.get(vm) ?? "") + Buffer.from(chunk).toString());
+        },
+      });
+      const counting = `
+import os
+i = 0
+while i % 100 or not os.path.exists("/tmp/enough"):
+    os.write(1, b"%d\\n" % i)
+    i += 1`;
+      const program = await python.root.child.agent.exec(["python3", "-c", counting]);
+      const all = new Response(program.stdout).text();
+      const forked = python.run(`
+for n in range(4):
+    _, me, ticket, _ = c.words("fork 2")
+    import time
+    time.sleep(0.3)
+    if me != "0": c.exit(0)
+    tickets = globals().setdefault("tickets", []) + [ticket]
+    globals()["tickets"] = tickets
+say("forked")
+for ticket in tickets: c.join(ticket)
+`);
+      expect(await forked).toBe("forked\n");
+      await python.root.child.agent.putFile("/tmp/enough", Buffer.from(""));
+      const lines = (await all).split("\n").slice(0, -1);
+      expect(await program.exited).toEqual({ code: 0 });
+      expect(lines).toEqual(Array.from(lines, (_, i) => String(i)));
+      const counted = [...outputs.values()].map((text) => text.split("\n").slice(0, -1));
+      expect(counted).toHaveLength(8);
+      for (const going of counted) {
+        const first = Number(going[0]);
+        expect(first).toBeGreaterThan(0);
+        expect(going).toEqual(Array.from(going, (_, i) => String(first + i)));
+      }
+    },
+    TEST_MS,
+  );
+
+  test(
+    "keep pipes, files and timers whole that are busy meanwhile, in the parent and in its children",
+    async () => {
+      await using python = await pythonTree(parent);
+      const out = await python.run(
+        `
+import hashlib, subprocess, threading, time
+def busy(code): return subprocess.Popen(["python3", "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def state(name):
+    try: return int(open("/tmp/" + name).read().split()[-1])
+    except (OSError, IndexError, ValueError): return 0
+note = "\\ndef note(name, n):\\n    open('/tmp/%s.new' % name, 'w').write(str(n)); os.rename('/tmp/%s.new' % name, '/tmp/' + name)\\n"
+pipe = "import os, struct, time" + note + """
+r, w = os.pipe()
+if os.fork() == 0:
+    i = 0
+    while True:
+        for _ in range(64): os.write(w, struct.pack("<Q", i)); i += 1
+        time.sleep(0.005)
+i = 0
+while True:
+    for (n,) in struct.iter_unpack("<Q", os.read(r, 8 * 512)):
+        if n != i: note("pipe", -1); raise SystemExit
+        i += 1
+    note("pipe", i)
+"""
+disk = "import os, hashlib, time" + note + """
+i = 0
+while True:
+    data = os.urandom(100000)
+    with open("/tmp/data", "wb") as f: f.write(data); f.flush(); os.fsync(f.fileno())
+    if hashlib.sha1(open("/tmp/data", "rb").read()).digest() != hashlib.sha1(data).digest(): note("disk", -1); raise SystemExit
+    open("/usr/bin/python3", "rb").read(1 << 20)
+    i += 1; note("disk", i); time.sleep(0.02)
+"""
+timer = "import os, time" + note + """
+i, last = 0, time.monotonic()
+while True:
+    time.sleep(0.01)
+    now = time.monotonic()
+    if now < last + 0.0099: note("timer", -1); raise SystemExit
+    last = now; i += 1; note("timer", i)
+"""
+for code in (pipe, disk, timer): busy(code)
+names = ["pipe", "disk", "timer"]
+def all_move():
+    until, was = time.monotonic() + 40, [state(n) for n in names]
+    while any(state(n) <= w for n, w in zip(names, was)):
+        if time.monotonic() > until or any(state(n) < 0 for n in names): return "stuck %s" % [(n, state(n)) for n in names]
+        time.sleep(0.05)
+    return "moves"
+said = [all_move()]
+for n in range(3):
+    _, me, ticket, _ = c.words("fork 2")
+    if me != "0": c.exit(0, all_move())
+    said.append(all_move())
+    said += [child[3] for child in c.join(ticket)]
+say(set(said), len(said))
+os.killpg(0, 15)
+`,
+        100_000,
+      );
+      expect(out.trim()).toBe("{'moves'} 10");
+    },
+    TEST_MS,
+  );
 });

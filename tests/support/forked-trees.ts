@@ -53,8 +53,9 @@ export async function pythonTree(parent: Parent, policy: Partial<TreePolicy> = {
     ...{ tree, root, printed },
     run: async (script, timeoutMs = 60_000) => {
       const argv = ["python3", "-c", `from fork_calls import *\nc = Call()\n${script}`];
-      const { stdout, stderr, code } = await root.child.agent.run(argv, { timeoutMs });
-      if (code === 0) return stdout;
+      const { stdout, stderr, code, signal } = await root.child.agent.run(argv, { timeoutMs });
+      // One that ends its process group has said all.
+      if (code === 0 || signal === "SIGTERM") return stdout;
       throw new Error(`The script has exited with ${code}: ${stdout}\n${stderr}`);
     },
     [Symbol.asyncDispose]: () => tree[Symbol.asyncDispose](),
