@@ -136,6 +136,8 @@ export class Child implements AsyncDisposable {
     const began = performance.now();
     const running = qemu.qmp.expect("RESUME", { timeoutMs, signal });
     const agent = AgentClient.over(qemu.agentSocket, { stderr: () => qemu.consoleTail() });
+    // Before anything is asked, whose id could be one of theirs.
+    const inherited = (options.inheritances ?? []).map((inheritance) => agent.inherit(inheritance));
     let memory: GivenMemory | undefined;
     try {
       // Sent before the guest runs: it lies in the socket until the restored port takes it, so the
@@ -160,7 +162,6 @@ export class Child implements AsyncDisposable {
       if (options.secondLook) await Promise.race([lookAgain(agent, sent, read, { timeoutMs, signal }), loss]);
       const answerMs = performance.now() - began;
       // Not before: until then no process of the guest runs but its agent.
-      const inherited = (options.inheritances ?? []).map((inheritance) => agent.inherit(inheritance));
       if (options.onCall) agent.onCall(options.onCall);
       agent.release({ realtimeNs: nanoseconds(clock.now()) });
       for (const each of inherited) each.begin();

@@ -63,7 +63,7 @@ export class VmNode implements TicketChild, NodePlace {
     this.ticket = place.ticket;
     this.ended = this.#end.promise;
     this.started = this.#start.promise;
-    place.parent?.[ADD](this);
+    if (place.parent) this.#own.use(place.parent[ADD](this));
     this.#own.use(tree.add(this));
   }
 
@@ -195,8 +195,9 @@ export class VmNode implements TicketChild, NodePlace {
     await this.#finish(async () => ({ state: "failed", reason }));
   }
 
-  [ADD](child: VmNode): void {
+  [ADD](child: VmNode): Disposable {
     this.#children.add(child);
+    return { [Symbol.dispose]: () => void this.#children.delete(child) };
   }
 
   async #died(child: Child): Promise<void> {

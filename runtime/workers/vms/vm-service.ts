@@ -25,6 +25,8 @@ export class VmService implements Vms, AsyncDisposable {
   readonly #forest: Forest;
   readonly #checkpoints: CheckpointStore;
   readonly #trees = new Set<AsyncDisposable>();
+  /** Of first VMs: when what they came from was given up. */
+  readonly #gone = new WeakMap<VmNode, Promise<void>>();
   readonly #stop = new AbortController();
 
   constructor({ host, families, forest, clock }: VmServiceOptions) {
@@ -118,6 +120,7 @@ export class VmService implements Vms, AsyncDisposable {
     }
     const ids = withDescendants(node).map(({ vm }) => vm);
     await node.kill("it was ended by hand");
+    await this.#gone.get(node);
     return ids.filter((each) => each !== "-");
   }
 
@@ -198,10 +201,11 @@ export class VmService implements Vms, AsyncDisposable {
     const owned = stack.move();
     const ending = { [Symbol.asyncDispose]: () => owned.disposeAsync() };
     this.#trees.add(ending);
-    void node.ended.then(async () => {
+    const gone = node.ended.then(async () => {
       this.#trees.delete(ending);
       await owned.disposeAsync();
     });
+    this.#gone.set(node, gone);
     return this.get(node.vm, info.owner.id);
   }
 
