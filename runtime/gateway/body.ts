@@ -7,6 +7,9 @@ import type { GatewayEnv, GatewayLimits, Principal } from "./context.ts";
 
 const JSON_TYPE = /^application\/([\w.-]+\+)?json$/;
 
+/** Bodies that are files, whatever their media type says. */
+const FILE_PATH = /^\/v1\/vms\/[^/]+\/files\//;
+
 /** The essence of a Content-Type header: in lower case, without parameters. "" without a header. */
 export function mediaType(header: string | undefined): string {
   return (header ?? "").split(";")[0]!.trim().toLowerCase();
@@ -25,7 +28,8 @@ export function jsonBodies(limits: GatewayLimits): MiddlewareHandler<GatewayEnv>
   return createMiddleware<GatewayEnv>(async (c, next) => {
     const header = c.req.header("content-type");
     const principal: Principal | undefined = c.var.principal;
-    if (c.req.raw.body === null || !principal || !JSON_TYPE.test(mediaType(header))) return next();
+    const isJson = JSON_TYPE.test(mediaType(header)) && !FILE_PATH.test(c.req.path);
+    if (c.req.raw.body === null || !principal || !isJson) return next();
     refuseEncodings(c.req.header("content-encoding"), header);
     using share = held.open();
     const text = await readText(c.req.raw, limits, share);

@@ -175,7 +175,7 @@ export class GatewayMetrics implements DispatchObserver {
   }
 
   /** Counts an open stream until it is disposed. */
-  stream(kind: "events" | "logs" | "results" | "artifacts"): Disposable {
+  stream(kind: "events" | "logs" | "results" | "artifacts" | "exec" | "files"): Disposable {
     this.#streams.inc({ kind });
     let open = true;
     return {

@@ -12,6 +12,8 @@ import { keysRoutes } from "./keys-routes.ts";
 import { receiptRoutes } from "./receipt-routes.ts";
 import { secretsRoutes } from "./secrets-routes.ts";
 import { submitRoutes } from "./submit-routes.ts";
+import { vmExecRoutes } from "./vm-exec-routes.ts";
+import { vmFileRoutes } from "./vm-file-routes.ts";
 import { vmsRoutes } from "./vms-routes.ts";
 import { workerLogsRoutes } from "./worker-logs-routes.ts";
 import { workerScheduledRoutes } from "./worker-scheduled-routes.ts";
@@ -33,6 +35,8 @@ export function gatewayRoutes(context: GatewayContext): GatewayApp[] {
     secretsRoutes(context),
     keysRoutes(context),
     vmsRoutes(context),
+    vmExecRoutes(context),
+    vmFileRoutes(context),
     checkpointRoutes(context),
     receiptRoutes(context),
     hostsRoutes(context),
