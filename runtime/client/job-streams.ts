@@ -1,10 +1,8 @@
-import type { z } from "zod";
-import { FlurryError } from "../../errors/errors.ts";
 import { Job, JobEvent, LogChunk, TaskResult } from "../api/mod.ts";
 import { follow } from "./follow.ts";
-import { foreignAnswer, parseJson } from "./gateway-error.ts";
-import { splitLines } from "./lines.ts";
+import { foreignAnswer } from "./gateway-error.ts";
 import { parseEvents } from "./sse.ts";
+import { lines, parsed } from "./streams.ts";
 import type { Transport } from "./transport.ts";
 
 export interface EventsOptions {
@@ -159,24 +157,4 @@ class Ending {
     this.#known = await this.#ended();
     return false;
   }
-}
-
-async function* lines<T extends z.ZodType>(
-  schema: T,
-  what: string,
-  body: AsyncIterable<Uint8Array>,
-): AsyncGenerator<z.output<T>, void, undefined> {
-  for await (const line of splitLines(body, "lf")) {
-    // An empty line keeps a connection alive that has nothing to say.
-    if (line.trim() !== "") yield parsed(schema, line, what);
-  }
-}
-
-function parsed<T extends z.ZodType>(schema: T, text: string, what: string): z.output<T> {
-  const result = schema.safeParse(parseJson(text));
-  if (result.success) return result.data;
-  const shown = text.length > 200 ? `${text.slice(0, 200)}…` : text;
-  throw new FlurryError("GATEWAY_FAILED", `Cannot read the gateway's ${what}: ${JSON.stringify(shown)}`, {
-    cause: result.error,
-  });
 }

@@ -29,6 +29,7 @@ import {
 } from "./job-streams.ts";
 import { ndjsonBody } from "./ndjson.ts";
 import { itemsOf } from "./pages.ts";
+import { streamOf } from "./streams.ts";
 import type { Transport } from "./transport.ts";
 
 export interface CallOptions {
@@ -278,21 +279,4 @@ export class JobsApi {
     const replayed = response.headers.get("idempotent-replayed") === "true";
     return { job: await this.#transport.read(response, Job, signal), replayed };
   }
-}
-
-/** A stream that reads on only when its reader does. */
-function streamOf(chunks: AsyncGenerator<Uint8Array, void, undefined>): ReadableStream<Uint8Array> {
-  return new ReadableStream<Uint8Array>(
-    {
-      async pull(controller) {
-        const next = await chunks.next();
-        if (next.done) controller.close();
-        else controller.enqueue(next.value);
-      },
-      async cancel() {
-        await chunks.return();
-      },
-    },
-    { highWaterMark: 0 },
-  );
 }

@@ -6,3 +6,4 @@ export type { EventsOptions, LogsOptions, ResultsOptions } from "./job-streams.t
 export { hasEnded } from "./job-streams.ts";
 export type { ArtifactContent, CallOptions, ListOptions, SubmitOptions, Submitted } from "./jobs.ts";
 export type { ClientOptions } from "./transport.ts";
+export type { VmFileContent, VmOutput } from "./vms.ts";
