@@ -177,6 +177,29 @@ describe("VMs by hand", () => {
   );
 
   test(
+    "are not forked without end: who tries is refused, and all of it goes with the task",
+    async () => {
+      const bomb =
+        'n=0; while id=$(flurry fork 2) && [ $n -lt 50 ]; do n=$((n+1)); done; echo "refused after $n"; sleep 1';
+      const most = { count: 0 };
+      const seen = setInterval(() => {
+        most.count = Math.max(most.count, runtime.vms.list("bomber").length);
+      }, 5);
+      const { exitCode, stderr } = await attempt(runtime, script(bomb, { forks: { max: 5 } }), {
+        owner: "bomber",
+      });
+      clearInterval(seen);
+      expect(exitCode).toBe(0);
+      expect(stderr).toContain("TICKET_REFUSED");
+      // The task's own VM, and five that were forked.
+      expect(most.count).toBeLessThanOrEqual(6);
+      expect(most.count).toBeGreaterThan(2);
+      expect(runtime.vms.list(undefined)).toEqual([]);
+    },
+    TEST_MS,
+  );
+
+  test(
     "of a task's own forks are seen, counted as the owner's, and are lines of its output",
     async () => {
       const forking = script(

@@ -1,6 +1,8 @@
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
+import { Generation } from "../../runtime/fork/generation.ts";
+import { freezeLive } from "../../runtime/fork/live-freeze.ts";
 import type { Parent } from "../../runtime/fork/parent.ts";
 import { Host } from "../../runtime/vm/host.ts";
 import { CliSandbox, eventsOf, root, sortedLines } from "../support/cli.ts";
@@ -43,6 +45,26 @@ describe("the libraries", () => {
     } finally {
       await Promise.all(children.map((child) => child[Symbol.asyncDispose]()));
     }
+  }, 120_000);
+
+  test("fork a child that goes on, with the program that runs in it", async () => {
+    await using child = await parent.fork({ identity: { index: 0, hostname: "goes-on" } });
+    const counting = "i=0; while [ ! -e /tmp/enough ]; do i=$((i+1)); echo $i; done; echo last";
+    const program = await child.agent.exec(["/bin/sh", "-c", `echo once > /tmp/f; ${counting}`]);
+    const all = new Response(program.stdout).text();
+    await using generation = await Generation.of(child, await freezeLive(child));
+    await using grandchild = await generation.fork({ identity: { index: 1, hostname: "fork" } });
+    const [inherited] = grandchild.inherited;
+    const going = new Response(inherited!.stdout).text();
+    expect((await grandchild.agent.run(["/bin/cat", "/tmp/f"])).stdout).toBe("once\n");
+    await grandchild.agent.putFile("/tmp/enough", "");
+    expect(await inherited!.exited).toEqual({ code: 0 });
+    await child.agent.putFile("/tmp/enough", "");
+    expect(await program.exited).toEqual({ code: 0 });
+    const numbers = (text: string) => text.split("\n").slice(0, -2).map(Number);
+    const [whole, rest] = [numbers(await all), numbers(await going)];
+    expect(whole).toEqual(whole.map((_, at) => at + 1));
+    expect(rest).toEqual(rest.map((_, at) => rest[0]! + at));
   }, 120_000);
 
   test("carry a stream of many bytes in and out of a child", async () => {
