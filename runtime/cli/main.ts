@@ -12,7 +12,7 @@ const commands = {
   serve: "Run the gateway: take jobs over HTTP and run their tasks in forked VMs",
   job: "Submit jobs to a gateway, and see what becomes of them",
   worker: "Deploy workers, which jobs run by their name",
-  vm: "Show how the VMs of a gateway have proven their identities",
+  vm: "Make VMs on a gateway, fork and use them, and see how they have proven themselves",
   secret: "Store values that tasks get as variables",
   key: "Make, list and remove the keys of a gateway",
   memserver: "Give frozen parents to other hosts, page by page",

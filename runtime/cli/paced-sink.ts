@@ -26,7 +26,7 @@ export class PacedSink implements TextSink {
     return this.#drained;
   }
 
-  write(text: string): void {
+  write(text: string | Uint8Array): void {
     if (this.#stream.write(text) || this.#drained) return;
     this.#drained = new Promise((resolve) => {
       this.#stream.once("drain", () => {

@@ -1,5 +1,12 @@
 import { Command } from "commander";
 import { gatewayOptions } from "./gateway-client.ts";
+import { checkpointCommand, checkpointsCommand, removeCheckpointCommand } from "./vm-checkpoint.ts";
+import { copyCommand } from "./vm-cp.ts";
+import { createCommand } from "./vm-create.ts";
+import { execCommand } from "./vm-exec.ts";
+import { forkCommand } from "./vm-fork.ts";
+import { killCommand } from "./vm-kill.ts";
+import { listCommand } from "./vm-list.ts";
 import { showReceipt, type VmReceiptOptions } from "./vm-receipt.ts";
 
 const RECEIPT_EXAMPLES = `
@@ -10,9 +17,24 @@ Examples:
 
 A task finds the id of its VM in FLURRY_VM_ID. Exits with 5 if the signature is not valid.`;
 
-/** `flurry vm receipt`: VMs of a gateway. */
+/** `flurry vm …`: VMs of a gateway. */
 export function vmCommand(): Command {
-  const command = new Command("vm").description("Shows what VMs of a gateway have proven");
+  const command = new Command("vm").description("Makes VMs on a gateway, forks and uses them");
+  for (const make of [createCommand, listCommand, forkCommand, execCommand, copyCommand]) {
+    command.addCommand(make());
+  }
+  for (const make of [checkpointCommand, checkpointsCommand, removeCheckpointCommand, killCommand]) {
+    command.addCommand(make());
+  }
+  addReceipt(command);
+  command.addHelpText(
+    "after",
+    "\nA gateway runs with: flurry serve. Its key, if it needs one, is $FLURRY_KEY.",
+  );
+  return command;
+}
+
+function addReceipt(command: Command): void {
   const receipt = command
     .command("receipt")
     .summary("Show how a VM has proven its identity")
@@ -24,5 +46,4 @@ export function vmCommand(): Command {
     .addHelpText("after", RECEIPT_EXAMPLES)
     .action((id: string, options: VmReceiptOptions) => showReceipt(id, options));
   gatewayOptions(receipt);
-  return command;
 }

@@ -4,25 +4,29 @@ import { FlurryError } from "../../errors/errors.ts";
 import { MAX_FILE_BYTES, type WorkerSpecInput } from "../api/mod.ts";
 import { environment, LAZY_TEXT, pair, positiveInteger, positiveNumber } from "./options.ts";
 
-/** Options that say what runs a task, and where. */
-export interface SpecOptions {
+/** Options that say what VMs are made of. */
+export interface ParentOptions {
   image?: string;
   file?: string[];
-  secret?: Record<string, string>;
-  env?: Record<string, string>;
-  cwd?: string;
   warm?: string;
   memory?: number;
   lazy?: boolean;
   cpus?: number;
+}
+
+/** Options that say what runs a task, and where. */
+export interface SpecOptions extends ParentOptions {
+  secret?: Record<string, string>;
+  env?: Record<string, string>;
+  cwd?: string;
   timeout?: number;
   retries?: number;
 }
 
 type GuestFile = NonNullable<WorkerSpecInput["files"]>[number];
 
-/** Adds the options that describe a worker. */
-export function specOptions(command: Command): Command {
+/** Adds the options that describe what VMs are made of. */
+export function parentOptions(command: Command): Command {
   return command
     .option("--image <name>", "image to run in; a recipe without an image is built")
     .option(
@@ -33,7 +37,12 @@ export function specOptions(command: Command): Command {
     .option("--warm <command>", "shell command that the parent runs before it is frozen")
     .option("--memory <MiB>", "memory of a guest (default: 512)", positiveInteger("--memory"))
     .option("--lazy", LAZY_TEXT)
-    .option("--cpus <n>", "processors of a guest (default: 1)", positiveInteger("--cpus"))
+    .option("--cpus <n>", "processors of a guest (default: 1)", positiveInteger("--cpus"));
+}
+
+/** Adds the options that describe a worker. */
+export function specOptions(command: Command): Command {
+  return parentOptions(command)
     .option("--cwd <dir>", "working directory in the guest")
     .option("--env <NAME=VALUE>", "variable for every task (may be repeated)", environment)
     .option("--secret <VAR=NAME>", "variable that holds a stored secret (may be repeated)", secret)
@@ -43,7 +52,7 @@ export function specOptions(command: Command): Command {
 
 /** The worker that options and a command describe. @throws FlurryError BAD_ARGUMENT */
 export function specOf(argv: readonly string[], options: SpecOptions): WorkerSpecInput {
-  const { image, file = [], secret: secrets = {}, env = {}, cwd, warm, memory, cpus } = options;
+  const { image, secret: secrets = {}, env = {}, cwd } = options;
   if (image === undefined) throw new FlurryError("BAD_ARGUMENT", "No image is named: --image NAME");
   if (argv.length === 0) {
     throw new FlurryError("BAD_ARGUMENT", "No command is given", {
@@ -55,13 +64,20 @@ export function specOf(argv: readonly string[], options: SpecOptions): WorkerSpe
     command: [...argv],
     env,
     secrets,
-    files: guestFiles(file),
+    ...parentOf(options),
     ...(cwd !== undefined && { cwd }),
+    ...attemptsOf(options),
+  };
+}
+
+/** What VMs are made of, besides their image. @throws FlurryError BAD_ARGUMENT */
+export function parentOf({ file = [], warm, memory, lazy, cpus }: ParentOptions) {
+  return {
+    files: guestFiles(file),
     ...(warm !== undefined && { warmUp: ["/bin/sh", "-c", warm] }),
     ...(memory !== undefined && { memoryMiB: memory }),
-    ...(options.lazy && { memory: "lazy" as const }),
+    ...(lazy && { memory: "lazy" as const }),
     ...(cpus !== undefined && { cpus }),
-    ...attemptsOf(options),
   };
 }
 

@@ -4,7 +4,8 @@ import { parseJson } from "./gateway-error.ts";
 import { splitLines } from "./lines.ts";
 
 /** A stream that reads on only when its reader does. */
-export function streamOf(chunks: AsyncGenerator<Uint8Array, void, undefined>): ReadableStream<Uint8Array> {
+export function streamOf(source: AsyncIterable<Uint8Array>): ReadableStream<Uint8Array> {
+  const chunks = source[Symbol.asyncIterator]();
   return new ReadableStream<Uint8Array>(
     {
       async pull(controller) {
@@ -13,7 +14,7 @@ export function streamOf(chunks: AsyncGenerator<Uint8Array, void, undefined>): R
         else controller.enqueue(next.value);
       },
       async cancel() {
-        await chunks.return();
+        await chunks.return?.();
       },
     },
     { highWaterMark: 0 },
