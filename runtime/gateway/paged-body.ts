@@ -21,9 +21,12 @@ export function pagedBody(pieces: Pieces, ending: AbortSignal): ReadableStream<U
       async pull(controller) {
         try {
           const { done, value } = await iterator.next();
+          // The reader went away meanwhile: there is nothing to close.
+          if (gone.signal.aborted) return;
           if (!done) return controller.enqueue(typeof value === "string" ? encoder.encode(value) : value);
           controller.close();
         } catch (error) {
+          if (gone.signal.aborted) return;
           // The status has been sent: all that is left is to break off, so that nobody takes it for the end.
           logger.error("A stream failed: {error}", { error });
           controller.error(error);

@@ -1,0 +1,49 @@
+import { describe, expect, test } from "bun:test";
+import { startLogging } from "../../runtime/gateway/logging.ts";
+import { type Pieces, pagedBody } from "../../runtime/gateway/paged-body.ts";
+
+/** What is logged when a reader goes away that waits for the second piece. */
+async function loggedOf(pieces: Pieces): Promise<string> {
+  const written: string[] = [];
+  {
+    await using _logging = await startLogging({ write: (line) => void written.push(line) });
+    const reader = pagedBody(pieces, new AbortController().signal).getReader();
+    await reader.read();
+    const waiting = reader.read();
+    await reader.cancel();
+    await waiting;
+  }
+  return written.join("");
+}
+
+function whenAborted(signal: AbortSignal): Promise<void> {
+  return new Promise((resolve) => signal.addEventListener("abort", () => resolve(), { once: true }));
+}
+
+describe("pagedBody()", () => {
+  test("takes a reader that goes away for no failure, whether its pieces end or fail then", async () => {
+    const ending = await loggedOf(async function* (signal) {
+      yield "a";
+      await whenAborted(signal);
+    });
+    const failing = await loggedOf(async function* (signal) {
+      yield "a";
+      await whenAborted(signal);
+      throw new Error("it was given up");
+    });
+    expect([ending, failing]).toEqual(["", ""]);
+  });
+
+  test("breaks off, and says why, when its pieces fail while somebody reads", async () => {
+    const written: string[] = [];
+    await using _logging = await startLogging({ write: (line) => void written.push(line) });
+    const body = pagedBody(async function* () {
+      yield "a";
+      throw new Error("it broke");
+    }, new AbortController().signal);
+    const reader = body.getReader();
+    await reader.read();
+    await expect(reader.read()).rejects.toThrow("it broke");
+    expect(written.join("")).toContain("A stream failed");
+  });
+});
