@@ -3,15 +3,25 @@ import { startLogging } from "../../runtime/gateway/logging.ts";
 import { type Pieces, pagedBody } from "../../runtime/gateway/paged-body.ts";
 
 /** What is logged when a reader goes away that waits for the second piece. */
-async function loggedOf(pieces: Pieces): Promise<string> {
+async function loggedOf(end: () => void): Promise<string> {
   const written: string[] = [];
   {
     await using _logging = await startLogging({ write: (line) => void written.push(line) });
+    const asked = Promise.withResolvers<void>();
+    const pieces: Pieces = async function* (signal) {
+      yield "a";
+      asked.resolve();
+      await whenAborted(signal);
+      end();
+    };
     const reader = pagedBody(pieces, new AbortController().signal).getReader();
     await reader.read();
     const waiting = reader.read();
+    await asked.promise;
     await reader.cancel();
     await waiting;
+    // What the pieces' end leads to comes after both.
+    await new Promise((resolve) => setImmediate(resolve));
   }
   return written.join("");
 }
@@ -22,13 +32,8 @@ function whenAborted(signal: AbortSignal): Promise<void> {
 
 describe("pagedBody()", () => {
   test("takes a reader that goes away for no failure, whether its pieces end or fail then", async () => {
-    const ending = await loggedOf(async function* (signal) {
-      yield "a";
-      await whenAborted(signal);
-    });
-    const failing = await loggedOf(async function* (signal) {
-      yield "a";
-      await whenAborted(signal);
+    const ending = await loggedOf(() => undefined);
+    const failing = await loggedOf(() => {
       throw new Error("it was given up");
     });
     expect([ending, failing]).toEqual(["", ""]);
