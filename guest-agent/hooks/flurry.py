@@ -8,7 +8,7 @@
     for child in flurry.join(ticket):
         print(child.id, child.state, child.result)
 
-Calls are methods of a connection to the agent, which each process opens for itself. What the host refuses is a
+Each thread of each process has a connection of its own, which its first call opens. What the host refuses is a
 FlurryError with the `code` of guest-agent/protocol/CALLS.md. docs/fork-calls.md is the guide.
 
 For programs that run when their VM is forked by others:
@@ -31,6 +31,7 @@ One file, standard library only. Protocol: guest-agent/protocol/PROTOCOL.md, "Ho
 import json
 import os
 import random
+import re
 import signal
 import socket
 import sys
@@ -40,6 +41,8 @@ from collections import namedtuple
 SOCKET = "/run/flurry/fork.sock"
 CALLS = "/run/flurry/vm.sock"
 RESULT_MAX = 1 << 20
+FILES_MAX = 100000
+LINE_MAX = 65536
 
 Forked = namedtuple("Forked", ["id", "ticket", "granted"])
 """Which VM this is: 0 where fork was called, 1 to `granted` in the children, which have no use for the ticket."""
@@ -60,6 +63,8 @@ class FlurryError(Exception):
     def __init__(self, code, message):
         super().__init__("%s: %s" % (code, message))
         self.code = code
+        self._goes_on = False  # the conversation
+
 
 Fork = namedtuple("Fork", ["vm", "index", "seed"])
 """A new child: its name, its place in its family from 0 on, and 32 random bytes of its own."""
@@ -74,12 +79,12 @@ def on_fork(callback):
     What it raises fails the fork: the child is killed, and its task is given to another. Raises OSError
     where there is no Flurry, and ValueError outside of the main thread.
     """
-    join()
+    take_part()
     _callbacks.append(callback)
     return callback
 
 
-def join(name="python", signum=signal.SIGUSR2):
+def take_part(name="python", signum=signal.SIGUSR2):
     """Takes part in forks from now on; `on_fork` calls it by itself. `signum` is this module's alone."""
     global _connection
     if _connection is not None:
@@ -99,41 +104,55 @@ def join(name="python", signum=signal.SIGUSR2):
 
 
 class _Call:
-    """One conversation with the host. Interrupted reads go on: a fork hook may run in a signal handler meanwhile."""
+    """A conversation with the host. Interrupted reads go on: a fork hook may run in a signal handler meanwhile."""
 
     def __init__(self):
         self.pid = os.getpid()
         self._unread = b""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.settimeout(None)  # whatever the program has as its default
         try:
-            self._socket.connect(os.environ.get("FLURRY_VM_SOCKET", CALLS))
+            self._socket.connect(os.environ.get("FLURRY_VM_SOCKET") or CALLS)
         except OSError as error:
             self._socket.close()
             raise FlurryError("NO_HOST", "this is no Flurry VM: %s" % error) from error
 
-    def ask(self, request, body=b""):
-        """Words of the answer, without its `ok`."""
-        words = self.words(request, body)
-        if words[0] != "ok":
-            raise FlurryError("BAD_ANSWER", "the host answered %r" % " ".join(words))
-        return words[1:]
+    def serves(self):
+        """Whether it may be used again: nothing is said without a question, unless it is over."""
+        if self.pid != os.getpid() or self._unread:
+            return False
+        try:
+            self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
 
-    def words(self, request, body=b""):
+    def close(self):
+        self._socket.close()
+
+    def request(self, request, body=b""):
+        """The line that answers."""
+        said = True
         try:
             self._socket.sendall(request.encode("ascii") + b"\n" + body)
-            line = self.line()
-        except OSError as error:
-            raise FlurryError("NO_HOST", "the host is gone: %s" % error) from error
+        except OSError:
+            said = False  # the host may have told why before it ended the call
+        line = self.line()
         kind, _, rest = line.partition(" ")
         if kind == "error":
             code, _, text = rest.partition(" ")
-            raise FlurryError(code, text)
-        return line.split(" ")
+            error = FlurryError(code, text)
+            # After these the host ends the call, and may do so a moment later.
+            error._goes_on = said and code not in ("BAD_CALL", "FORK_DENIED", "FORKED")
+            raise error
+        return line if said else _bad(line)
 
     def line(self):
         while b"\n" not in self._unread:
-            if len(self._unread) > 65536:
-                raise FlurryError("BAD_ANSWER", "a line is too long")
+            if len(self._unread) >= LINE_MAX:
+                _bad("a line without an end")
             self._more()
         line, _, self._unread = self._unread.partition(b"\n")
         return line.decode("utf-8", "surrogateescape")
@@ -145,7 +164,10 @@ class _Call:
         return taken
 
     def _more(self):
-        more = self._socket.recv(65536)
+        try:
+            more = self._socket.recv(65536)
+        except OSError as error:
+            raise FlurryError("NO_HOST", "the host is gone: %s" % error) from error
         if more == b"":
             raise FlurryError("NO_HOST", "the host has ended the call")
         self._unread += more
@@ -156,58 +178,87 @@ _calls = threading.local()
 
 def _call():
     call = getattr(_calls, "call", None)
-    # A process made by os.fork() has one of its own, as each thread has.
-    if call is None or call.pid != os.getpid():
+    if call is None or not call.serves():
+        _hang_up()
         call = _calls.call = _Call()
     return call
+
+
+def _hang_up():
+    # One of the process that has made this one by os.fork() goes on there.
+    call = getattr(_calls, "call", None)
+    _calls.call = None
+    if call is not None:
+        call.close()
 
 
 def _failing(function):
     def checked(*args, **kwargs):
         try:
             return function(*args, **kwargs)
-        except FlurryError as error:
-            # What came of the answer is unknown: the next call begins a conversation anew.
-            if error.code in ("NO_HOST", "BAD_ANSWER", "BAD_CALL"):
-                _calls.call = None
+        except BaseException as error:
+            # Where the conversation has come to is unknown, unless the host has refused: the next call begins anew.
+            if not getattr(error, "_goes_on", False):
+                _hang_up()
             raise
 
     checked.__name__, checked.__doc__ = function.__name__, function.__doc__
     return checked
 
 
+def _bad(answer):
+    raise FlurryError("BAD_ANSWER", "the host answered %r" % answer[:200])
+
+
+def _within(word, least, most):
+    value = int(word)
+    return value if least <= value <= most else _bad("%s, which is not from %d to %d" % (word, least, most))
+
+
+_WORD, _NUMBER = "([a-z0-9]{1,32})", "([0-9]{1,19})"
+
+
+def _ask(request, pattern):
+    """What the parentheses of `pattern` have found in the answer."""
+    line = _call().request(request)
+    found = re.fullmatch("ok " + pattern, line)
+    return found.groups() if found else _bad(line)
+
+
 @_failing
 def request_ticket(n, timeout=None):
     """Reserves places for up to `n` children; may grant fewer, and at least one. `timeout`: seconds until it expires."""
     more = "" if timeout is None else " %d" % max(1, int(timeout * 1000))
-    name, granted, _ = _call().ask("ticket %d%s" % (n, more))
-    return Ticket(name, int(granted))
+    name, granted, _ = _ask("ticket %d%s" % (n, more), "%s %s %s" % (_WORD, _NUMBER, _NUMBER))
+    return Ticket(name, _within(granted, 1, n))
 
 
 @_failing
 def clone(ticket):
     """Forks this VM: 0 here, and 1 to ticket.granted in the children."""
-    return _came_out(int(_call().ask("clone " + _name(ticket))[0]))
+    id, granted = _ask("clone " + _name(ticket), "%s %s" % (_NUMBER, _NUMBER))
+    return _came_out(_within(id, 0, int(granted)))
 
 
 @_failing
 def fork(n):
     """request_ticket and clone in one."""
-    id, name, granted = _call().ask("fork %d" % n)
-    return Forked(_came_out(int(id)), Ticket(name, int(granted)), int(granted))
+    id, name, granted = _ask("fork %d" % n, "%s %s %s" % (_NUMBER, _WORD, _NUMBER))
+    granted = _within(granted, 1, n)
+    return Forked(_came_out(_within(id, 0, granted)), Ticket(name, granted), granted)
 
 
 @_failing
 def checkpoint_parent():
     """Keeps this VM's state: (0, checkpoint) here, and (id, None) in each child that is made of it later."""
-    id, name = _call().ask("checkpoint")
+    id, name = _ask("checkpoint", "%s %s" % (_NUMBER, _WORD))
     return _came_out(int(id)), (name if id == "0" else None)
 
 
 @_failing
 def create_clones(checkpoint, ticket):
     """Has children wake at the checkpoint; how many."""
-    return int(_call().ask("create %s %s" % (checkpoint, _name(ticket)))[0])
+    return int(_ask("create %s %s" % (_name(checkpoint), _name(ticket)), _NUMBER)[0])
 
 
 @_failing
@@ -217,13 +268,14 @@ def exit(status=0, result=b""):
         result = result.encode()
     elif not isinstance(result, (bytes, bytearray)):
         result = json.dumps(result).encode()
+    if not 0 <= status <= 255:
+        raise FlurryError("BAD_CALL", "a status is from 0 to 255, not %r" % status)
     if len(result) > RESULT_MAX:
         raise FlurryError("BAD_CALL", "a result has at most %d bytes" % RESULT_MAX)
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()
-    _call().ask("exit %d %d" % (status, len(result)), bytes(result))
-    raise FlurryError("BAD_ANSWER", "the VM goes on after exit")
+    _bad(_call().request("exit %d %d" % (status, len(result)), bytes(result)))
 
 
 @_failing
@@ -231,14 +283,15 @@ def next_child(ticket, timeout=None):
     """The next child that has ended, each of them once; None when all have been told of. `timeout`: seconds."""
     call = _call()
     more = "" if timeout is None else " %d" % max(0, int(timeout * 1000))
-    words = call.words("next " + _name(ticket) + more)
-    if words == ["end"]:
+    line = call.request("next " + _name(ticket) + more)
+    if line == "end":
         return None
-    if len(words) != 7 or words[0] != "child" or not 0 <= int(words[5]) <= RESULT_MAX:
-        raise FlurryError("BAD_ANSWER", "the host answered %r" % " ".join(words))
-    result = call.bytes(int(words[5]))
-    files = [call.line().split(" ", 2)[2] for _ in range(int(words[6]))]
-    return Child(int(words[1]), words[2], words[3], int(words[4]), result, files)
+    found = re.fullmatch("child %s ([^ ]+) (exited|killed|died|failed) %s %s %s" % ((_NUMBER,) * 4), line)
+    if not found or int(found[4]) > 255 or int(found[5]) > RESULT_MAX or int(found[6]) > FILES_MAX:
+        _bad(line)
+    result = call.bytes(int(found[5]))
+    files = [_path(call.line()) for _ in range(int(found[6]))]
+    return Child(int(found[1]), found[2], found[3], int(found[4]), result, files)
 
 
 def ended(ticket):
@@ -258,13 +311,13 @@ def join(ticket):
 @_failing
 def kill(ticket):
     """Ends all children that run; how many those were. `join` tells of them too."""
-    return int(_call().ask("kill " + _name(ticket))[0])
+    return int(_ask("kill " + _name(ticket), _NUMBER)[0])
 
 
 @_failing
 def vm():
     """Who this VM is."""
-    id, name, generation, parent = _call().ask("id")
+    id, name, generation, parent = _ask("id", "%s ([^ ]+) %s ([^ ]+)" % (_NUMBER, _NUMBER))
     return Vm(int(id), name, int(generation), None if parent == "-" else parent)
 
 
@@ -276,7 +329,16 @@ def _came_out(id):
 
 
 def _name(ticket):
-    return ticket if isinstance(ticket, str) else ticket.name
+    ticket = ticket.ticket if isinstance(ticket, Forked) else ticket
+    name = ticket.name if isinstance(ticket, Ticket) else ticket
+    if re.fullmatch(_WORD, name):
+        return name
+    raise FlurryError("BAD_CALL", "%r is no name of a ticket or checkpoint" % name[:40])
+
+
+def _path(line):
+    found = re.fullmatch("file [0-9]+ (/.*)", line)
+    return found[1] if found else _bad(line)
 
 
 def _handle(_signum, _frame):
