@@ -1,11 +1,13 @@
 import { createHash } from "node:crypto";
-import { mkdir, mkdtemp, readFile, rename, rm } from "node:fs/promises";
+import { mkdir, mkdtemp, readdir, readFile, rename, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { codeOf } from "../../errors/errors.ts";
 import { compilerVersion, exists, findCompiler, tool } from "../init/compiler.ts";
 
 const SOURCES = join(import.meta.dirname, "src");
 const FLAGS = ["-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-O2", "-fPIC"];
+/** What the shell's `flurry` is made of. */
+export const GUEST_SHELL_SOURCES = ["flurry-cli.c", "flurry.c", "notes.c", "text.c"];
 
 /** A file that every image has. */
 export interface GuestToolFile {
@@ -33,8 +35,8 @@ export interface GuestTools {
 export async function buildGuestTools(cacheDir: string, signal?: AbortSignal): Promise<GuestTools> {
   const compiler = await findCompiler("release");
   const hash = createHash("sha256").update(JSON.stringify([await compilerVersion(compiler, signal), FLAGS]));
-  for (const name of ["flurry.h", "flurry.c", "flurry-cli.c"])
-    hash.update(await readFile(join(SOURCES, name)));
+  const sources = (await readdir(SOURCES)).filter((name) => /\.[ch]$/.test(name)).sort();
+  for (const name of sources) hash.update(`${name}\0`).update(await readFile(join(SOURCES, name)));
   const built = join(cacheDir, `tools-${hash.digest("hex").slice(0, 32)}`);
   if (!(await exists(join(built, "flurry")))) await compile(compiler, cacheDir, built, signal);
   const files = [
@@ -62,8 +64,8 @@ async function compile(
   try {
     await run(compiler, [...FLAGS, "-c", "-o", join(work, "flurry.o"), "flurry.c"]);
     await run("ar", ["rcsD", join(work, "libflurry.a"), join(work, "flurry.o")]);
-    const linked = ["-static", "-s", "-Wl,--build-id=none"];
-    await run(compiler, [...FLAGS, ...linked, "-o", join(work, "flurry"), "flurry-cli.c", "flurry.c"]);
+    const linked = ["-static", "-s", "-Wl,--build-id=none", "-o", join(work, "flurry")];
+    await run(compiler, [...FLAGS, ...linked, ...GUEST_SHELL_SOURCES]);
     await rename(work, built);
   } catch (error) {
     // Another build of the same content was faster: its result is as good as ours.

@@ -76,10 +76,10 @@ const buildFlags = [
 /** Where a worker's sources were built is nothing that it should see, or that should make it another one. */
 const placeFlags = ["--define", '__dirname="/worker"', "--define", '__filename="/worker/worker.js"'];
 
-/** Where a worker's `Bun.fetch` would go by itself, there is no network; and nothing can take its place in Bun. */
 /** What the guest has itself. */
 const guestFlags = ["--external", "flurry:vm"];
 
+/** Where a worker's `Bun.fetch` would go by itself, there is no network; and nothing can take its place in Bun. */
 const fetchFlags = ["--define", "Bun.fetch=globalThis.fetch"];
 
 /**

@@ -1,14 +1,12 @@
 /* `flurry` in the guest: fork calls for shells. */
 #include <errno.h>
-#include <fcntl.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
-#include "flurry.h"
+#include "notes.h"
+#include "text.h"
 
 static const char HELP[] =
     "usage: flurry fork N | ticket N [--expires SECONDS] | clone [TICKET] | checkpoint\n"
@@ -34,6 +32,11 @@ enum { FAILED = 1, USAGE = 2, REFUSED = 3 };
 
 static struct flurry_error error;
 
+static int no_ticket(void) {
+  fprintf(stderr, "flurry: TICKET_UNKNOWN: this shell has no ticket yet; name one\n");
+  return REFUSED;
+}
+
 static int refused(void) {
   fprintf(stderr, "flurry: %s: %s\n", error.code, error.text);
   return REFUSED;
@@ -42,43 +45,6 @@ static int refused(void) {
 static int usage(void) {
   fputs(HELP, stderr);
   return USAGE;
-}
-
-/* Where the shell's last ticket is noted. Each VM has a directory of its own: a child's shell has no tickets yet. */
-static bool note_path(char *path, size_t size) {
-  char vm[FLURRY_VM_MAX] = "";
-  FILE *file = fopen("/run/flurry/vm", "r");
-  if (file != NULL) {
-    if (fscanf(file, "%128s", vm) != 1) vm[0] = 0;
-    fclose(file);
-  }
-  const char *dir = getenv("TMPDIR");
-  int n = snprintf(path, size, "%s/flurry-ticket-%u-%s-%d", dir != NULL ? dir : "/tmp", (unsigned)getuid(), vm,
-                   (int)getppid());
-  return n > 0 && (size_t)n < size;
-}
-
-static void note(const char *ticket) {
-  char path[512];
-  if (!note_path(path, sizeof path)) return;
-  unlink(path); /* whatever lies there is not followed */
-  int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-  if (fd < 0 || write(fd, ticket, strlen(ticket)) != (ssize_t)strlen(ticket))
-    fprintf(stderr, "flurry: cannot note the ticket in %s: %s\n", path, strerror(errno));
-  if (fd >= 0) close(fd);
-}
-
-static const char *noted(void) {
-  static char ticket[FLURRY_NAME_MAX];
-  char path[512];
-  struct stat s;
-  int fd = note_path(path, sizeof path) ? open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW) : -1;
-  ssize_t n = fd >= 0 && fstat(fd, &s) == 0 && s.st_uid == getuid() ? read(fd, ticket, sizeof ticket - 1) : -1;
-  if (fd >= 0) close(fd);
-  if (n > 0) return ticket;
-  snprintf(error.code, sizeof error.code, "TICKET_UNKNOWN");
-  snprintf(error.text, sizeof error.text, "this shell has no ticket yet; name one");
-  return NULL;
 }
 
 /* Values of options, and what else stands there. */
@@ -113,16 +79,6 @@ static bool number(const char *text, long least, long most, long *value) {
   return errno == 0 && end != text && *end == 0 && *value >= least && *value <= most;
 }
 
-static void print_text(const unsigned char *text, size_t length) {
-  putchar('"');
-  for (size_t i = 0; i < length; i++) {
-    if (text[i] == '"' || text[i] == '\\') printf("\\%c", text[i]);
-    else if (text[i] < 0x20) printf("\\u%04x", text[i]);
-    else putchar(text[i]);
-  }
-  putchar('"');
-}
-
 static void print_child(const struct flurry_child *child) {
   const char *state = flurry_state_name(child->state);
   if (!args.json) {
@@ -133,9 +89,15 @@ static void print_child(const struct flurry_child *child) {
     }
     return;
   }
-  printf("{\"id\":%u,\"vm\":\"%s\",\"state\":\"%s\",\"status\":%d,\"result\":", child->id, child->vm, state,
-         child->status);
-  print_text(child->result, child->length);
+  printf("{\"id\":%u,\"vm\":\"%s\",\"state\":\"%s\",\"status\":%d,", child->id, child->vm, state, child->status);
+  if (is_utf8(child->result, child->length)) {
+    printf("\"result\":");
+    print_text(child->result, child->length);
+  } else {
+    printf("\"result\":null,\"resultBase64\":\"");
+    print_base64(child->result, child->length);
+    putchar('"');
+  }
   printf(",\"files\":[");
   for (size_t i = 0; i < child->file_count; i++) {
     if (i > 0) putchar(',');
@@ -173,6 +135,11 @@ static int next(const char *ticket) {
   return 0;
 }
 
+static int unreadable(void) {
+  fprintf(stderr, "flurry: cannot read %s: %s\n", args.result_file, strerror(errno));
+  return REFUSED;
+}
+
 static int end_vm(void) {
   static unsigned char bytes[FLURRY_RESULT_MAX + 1];
   long status = 0;
@@ -183,11 +150,10 @@ static int end_vm(void) {
   if (args.result_file != NULL) {
     bool is_stdin = strcmp(args.result_file, "-") == 0;
     FILE *file = is_stdin ? stdin : fopen(args.result_file, "r");
-    if (file == NULL) {
-      fprintf(stderr, "flurry: cannot read %s: %s\n", args.result_file, strerror(errno));
-      return FAILED;
-    }
+    if (file == NULL) return unreadable();
+    errno = 0;
     length = fread(bytes, 1, sizeof bytes, file);
+    if (ferror(file)) return unreadable();
   }
   flurry_exit((int)status, bytes, length, &error);
   return refused();
@@ -239,8 +205,8 @@ static int checkpoint(void) {
   return 0;
 }
 
-int main(int argc, char **argv) {
-  if (argc == 2 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "help") == 0)) {
+static int run(int argc, char **argv) {
+  if ((argc == 2 && strcmp(argv[1], "help") == 0) || ((argc == 2 || argc == 3) && strcmp(argv[argc - 1], "--help") == 0)) {
     fputs(HELP, stdout);
     return 0;
   }
@@ -254,11 +220,18 @@ int main(int argc, char **argv) {
   bool creates = strcmp(verb, "create") == 0;
   if (args.count > 1 + creates || args.count < creates) return usage();
   const char *name = args.count > creates ? args.names[creates] : noted();
-  if (name == NULL) return refused();
+  if (name == NULL) return no_ticket();
   if (creates) return printed(flurry_create_clones(args.names[0], name, &error));
   if (strcmp(verb, "clone") == 0) return printed(flurry_clone(name, &error));
   if (strcmp(verb, "kill") == 0) return printed(flurry_kill(name, &error));
   if (strcmp(verb, "join") == 0) return join(name);
   if (strcmp(verb, "next") == 0) return next(name);
   return usage();
+}
+
+int main(int argc, char **argv) {
+  int code = run(argc, argv);
+  if (fflush(stdout) == 0 && !ferror(stdout)) return code;
+  fprintf(stderr, "flurry: cannot write: %s\n", strerror(errno));
+  return REFUSED;
 }

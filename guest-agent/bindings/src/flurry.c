@@ -1,6 +1,7 @@
 #include "flurry.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -50,12 +51,19 @@ static int bad_answer(struct flurry_error *error, const char *line) {
   return fail(error, "BAD_ANSWER", "the host answered \"%.200s\"", line);
 }
 
+/* Whether the connection of the last call serves: nothing is said on it without a question, unless it is over. */
+static bool serves(void) {
+  char byte;
+  if (call.owner != getpid() || call.start != call.end) return false;
+  return recv(call.fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) < 0 && (errno == EAGAIN || errno == EINTR);
+}
+
 static int connected(struct flurry_error *error) {
   const char *path = getenv("FLURRY_VM_SOCKET");
   struct sockaddr_un address = {.sun_family = AF_UNIX};
-  if (call.owner == getpid()) return 0;
-  hang_up(); /* the other process keeps its own */
-  if (path == NULL) path = SOCKET_PATH;
+  if (serves()) return 0;
+  hang_up(); /* the process that it may have come from keeps its own */
+  if (path == NULL || *path == 0) path = SOCKET_PATH;
   if (strlen(path) >= sizeof address.sun_path) return fail(error, "NO_HOST", "the path of the socket is too long");
   strcpy(address.sun_path, path);
   call.fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
@@ -68,21 +76,22 @@ static int connected(struct flurry_error *error) {
   return done == 0 ? 0 : no_host(error, "this is no Flurry VM");
 }
 
-static int say(const void *bytes, size_t length, struct flurry_error *error) {
+/* Whether all was taken. If not, the host may have said why, and ended the call. */
+static bool say(const void *bytes, size_t length) {
   for (size_t done = 0; done < length;) {
     ssize_t n = send(call.fd, (const char *)bytes + done, length - done, MSG_NOSIGNAL);
     if (n < 0 && errno == EINTR) continue;
-    if (n < 0) return no_host(error, "the host is gone");
+    if (n < 0) return false;
     done += (size_t)n;
   }
-  return 0;
+  return true;
 }
 
 static int more(struct flurry_error *error) {
   if (call.start > 0) memmove(call.bytes, call.bytes + call.start, call.end - call.start);
   call.end -= call.start;
   call.start = 0;
-  if (call.end == sizeof call.bytes) return bad_answer(error, "a line that is too long");
+  if (call.end == sizeof call.bytes) return bad_answer(error, "a line without an end");
   ssize_t n;
   do n = recv(call.fd, call.bytes + call.end, sizeof call.bytes - call.end, 0);
   while (n < 0 && errno == EINTR);
@@ -101,9 +110,11 @@ static char *next_line(struct flurry_error *error) {
     if (more(error) != 0) return NULL;
   }
   char *line = call.bytes + call.start;
-  *end = 0;
   call.start = (size_t)(end + 1 - call.bytes);
-  return line;
+  *end = 0;
+  if (line + strlen(line) == end) return line;
+  bad_answer(error, "a line with a zero in it");
+  return NULL;
 }
 
 static int take(unsigned char *to, size_t length, struct flurry_error *error) {
@@ -120,6 +131,11 @@ static int take(unsigned char *to, size_t length, struct flurry_error *error) {
   return 0;
 }
 
+/* After some errors the host ends the call, and may do so a moment later. */
+static bool ends_call(const char *code) {
+  return strcmp(code, "BAD_CALL") == 0 || strcmp(code, "FORK_DENIED") == 0 || strcmp(code, "FORKED") == 0;
+}
+
 /* Sends a request and reads the line that answers it. NULL, when it is an error, too. */
 __attribute__((format(printf, 4, 5)))
 static char *ask(const void *body, size_t length, struct flurry_error *error, const char *format, ...) {
@@ -128,58 +144,119 @@ static char *ask(const void *body, size_t length, struct flurry_error *error, co
   va_start(args, format);
   int size = vsnprintf(request, sizeof request, format, args);
   va_end(args);
-  if (size < 0 || (size_t)size >= sizeof request) {
-    fail(error, "BAD_CALL", "a name is too long");
+  if (connected(error) != 0) return NULL;
+  bool said = say(request, (size_t)size) && say(body, length);
+  char *line = next_line(error);
+  if (line == NULL || strncmp(line, "error ", 6) != 0) {
+    if (line == NULL || said) return line;
+    bad_answer(error, line);
     return NULL;
   }
-  if (connected(error) != 0 || say(request, (size_t)size, error) != 0 || say(body, length, error) != 0) return NULL;
-  char *line = next_line(error);
-  if (line == NULL || strncmp(line, "error ", 6) != 0) return line;
   char *code = line + 6, *text = strchr(code, ' ');
   if (text != NULL) *text++ = 0;
   fail(error, code, "%s", text != NULL ? text : "");
-  if (strcmp(code, "BAD_CALL") == 0) hang_up(); /* the host does so, too */
+  if (!said || ends_call(code)) hang_up();
   return NULL;
+}
+
+/* Takes the next word of a line. */
+static bool word(const char **line, char *to, size_t size) {
+  size_t length = strcspn(*line, " ");
+  if (length == 0 || length >= size) return false;
+  memcpy(to, *line, length);
+  to[length] = 0;
+  *line += length + ((*line)[length] == ' ');
+  return true;
+}
+
+static bool number(const char **line, unsigned long long most, unsigned long long *value) {
+  char text[20];
+  if (!word(line, text, sizeof text) || strspn(text, "0123456789") != strlen(text)) return false;
+  *value = strtoull(text, NULL, 10);
+  return *value <= most;
+}
+
+static bool small(const char **line, unsigned *value) {
+  unsigned long long wide;
+  if (!number(line, INT_MAX, &wide)) return false;
+  *value = (unsigned)wide;
+  return true;
+}
+
+static bool ok(const char **line) {
+  char first[3];
+  return word(line, first, sizeof first) && strcmp(first, "ok") == 0;
+}
+
+/* Whether it may be the name of a ticket or a checkpoint. */
+static bool is_name(const char *text) {
+  size_t length = strspn(text, "abcdefghijklmnopqrstuvwxyz0123456789");
+  return length > 0 && length < FLURRY_NAME_MAX && text[length] == 0;
+}
+
+static bool name(const char **line, char *to) { return word(line, to, FLURRY_NAME_MAX) && is_name(to); }
+
+/* A name that goes into a request must be one word. */
+static int named(const char *name, struct flurry_error *error) {
+  if (is_name(name)) return 0;
+  return fail(error, "BAD_CALL", "\"%.40s\" is no name of a ticket or checkpoint", name);
 }
 
 int flurry_request_ticket(unsigned count, unsigned ms, struct flurry_ticket *ticket, struct flurry_error *error) {
   char life[16] = "";
+  unsigned long long left;
   if (ms > 0) snprintf(life, sizeof life, " %u", ms);
-  char *line = ask(NULL, 0, error, "ticket %u%s\n", count, life);
+  const char *line = ask(NULL, 0, error, "ticket %u%s\n", count, life), *at = line;
   if (line == NULL) return -1;
-  if (sscanf(line, "ok %32s %u", ticket->name, &ticket->granted) != 2) return bad_answer(error, line);
+  if (!ok(&at) || !name(&at, ticket->name) || !small(&at, &ticket->granted) ||
+      !number(&at, ULLONG_MAX, &left) || *at != 0 || ticket->granted < 1 || ticket->granted > count)
+    return bad_answer(error, line);
   return 0;
 }
 
 int flurry_clone(const char *ticket, struct flurry_error *error) {
-  unsigned id;
-  char *line = ask(NULL, 0, error, "clone %s\n", ticket);
+  unsigned id, granted;
+  if (named(ticket, error) != 0) return -1;
+  const char *line = ask(NULL, 0, error, "clone %s\n", ticket), *at = line;
   if (line == NULL) return -1;
-  return sscanf(line, "ok %u", &id) == 1 ? (int)id : bad_answer(error, line);
+  if (!ok(&at) || !small(&at, &id) || !small(&at, &granted) || *at != 0 || id > granted) return bad_answer(error, line);
+  return (int)id;
 }
 
 int flurry_fork(unsigned count, struct flurry_fork *fork, struct flurry_error *error) {
-  char *line = ask(NULL, 0, error, "fork %u\n", count);
+  const char *line = ask(NULL, 0, error, "fork %u\n", count), *at = line;
   if (line == NULL) return -1;
-  if (sscanf(line, "ok %u %32s %u", &fork->id, fork->ticket, &fork->granted) != 3) return bad_answer(error, line);
+  if (!ok(&at) || !small(&at, &fork->id) || !name(&at, fork->ticket) ||
+      !small(&at, &fork->granted) || *at != 0 || fork->id > fork->granted || fork->granted < 1 ||
+      fork->granted > count)
+    return bad_answer(error, line);
   return 0;
 }
 
 int flurry_checkpoint_parent(char *checkpoint, struct flurry_error *error) {
   unsigned id;
-  char *line = ask(NULL, 0, error, "checkpoint\n");
+  const char *line = ask(NULL, 0, error, "checkpoint\n"), *at = line;
   if (line == NULL) return -1;
-  return sscanf(line, "ok %u %32s", &id, checkpoint) == 2 ? (int)id : bad_answer(error, line);
+  if (!ok(&at) || !small(&at, &id) || !name(&at, checkpoint) || *at != 0)
+    return bad_answer(error, line);
+  return (int)id;
+}
+
+/* `ok N`, for a request that has been made. */
+static int counted(const char *line, struct flurry_error *error) {
+  const char *at = line;
+  unsigned count;
+  if (line == NULL) return -1;
+  return ok(&at) && small(&at, &count) && *at == 0 ? (int)count : bad_answer(error, line);
 }
 
 int flurry_create_clones(const char *checkpoint, const char *ticket, struct flurry_error *error) {
-  unsigned count;
-  char *line = ask(NULL, 0, error, "create %s %s\n", checkpoint, ticket);
-  if (line == NULL) return -1;
-  return sscanf(line, "ok %u", &count) == 1 ? (int)count : bad_answer(error, line);
+  if (named(checkpoint, error) != 0 || named(ticket, error) != 0) return -1;
+  return counted(ask(NULL, 0, error, "create %s %s\n", checkpoint, ticket), error);
 }
 
 int flurry_exit(int status, const void *result, size_t length, struct flurry_error *error) {
+  if (status < 0 || status > 255) return fail(error, "BAD_CALL", "a status is from 0 to 255, not %d", status);
   if (length > FLURRY_RESULT_MAX) return fail(error, "BAD_CALL", "a result has at most %d bytes", FLURRY_RESULT_MAX);
   fflush(NULL);
   char *line = ask(result, length, error, "exit %d %zu\n", status, length);
@@ -190,16 +267,26 @@ static const char *const states[] = {"exited", "killed", "died", "failed"};
 
 const char *flurry_state_name(enum flurry_state state) { return states[state]; }
 
+static bool known_state(const char *name, enum flurry_state *state) {
+  for (int i = 0; i < 4; i++) {
+    if (strcmp(name, states[i]) != 0) continue;
+    *state = (enum flurry_state)i;
+    return true;
+  }
+  return false;
+}
+
 static int read_files(struct flurry_child *child, unsigned count, struct flurry_error *error) {
   child->files = calloc(count > 0 ? count : 1, sizeof *child->files);
   if (child->files == NULL) return no_host(error, "no memory");
   for (unsigned i = 0; i < count; i++) {
-    char *line = next_line(error), *path;
+    const char *line = next_line(error), *at = line;
+    char first[5];
     if (line == NULL) return -1;
-    if (strncmp(line, "file ", 5) != 0) return bad_answer(error, line);
-    child->files[i].size = strtoull(line + 5, &path, 10);
-    if (*path != ' ') return bad_answer(error, line);
-    child->files[i].path = strdup(path + 1);
+    if (!word(&at, first, sizeof first) || strcmp(first, "file") != 0 ||
+        !number(&at, ULLONG_MAX, &child->files[i].size) || *at != '/')
+      return bad_answer(error, line);
+    child->files[i].path = strdup(at);
     if (child->files[i].path == NULL) return no_host(error, "no memory");
     child->file_count++;
   }
@@ -207,28 +294,26 @@ static int read_files(struct flurry_child *child, unsigned count, struct flurry_
 }
 
 int flurry_next(const char *ticket, long ms, struct flurry_child *child, struct flurry_error *error) {
-  char wait[24] = "", state[16];
-  unsigned long length;
-  unsigned files;
+  char wait[24] = "", first[6], state[7];
+  unsigned long long length, files;
+  unsigned status;
   memset(child, 0, sizeof *child);
+  if (named(ticket, error) != 0) return -1;
   if (ms >= 0) snprintf(wait, sizeof wait, " %ld", ms);
-  char *line = ask(NULL, 0, error, "next %s%s\n", ticket, wait);
+  const char *line = ask(NULL, 0, error, "next %s%s\n", ticket, wait), *at = line;
   if (line == NULL) return -1;
   if (strcmp(line, "end") == 0) return 0;
-  if (sscanf(line, "child %u %128s %15s %d %lu %u", &child->id, child->vm, state, &child->status, &length, &files) !=
-          6 ||
-      length > FLURRY_RESULT_MAX || files > FILES_MAX)
+  if (!word(&at, first, sizeof first) || strcmp(first, "child") != 0 || !small(&at, &child->id) ||
+      !word(&at, child->vm, sizeof child->vm) || !word(&at, state, sizeof state) ||
+      !known_state(state, &child->state) || !small(&at, &status) || status > 255 ||
+      !number(&at, FLURRY_RESULT_MAX, &length) || !number(&at, FILES_MAX, &files) || *at != 0)
     return bad_answer(error, line);
-  int known = -1;
-  for (int i = 0; i < 4; i++)
-    if (strcmp(state, states[i]) == 0) known = i;
-  if (known < 0) return bad_answer(error, line);
-  child->state = (enum flurry_state)known;
+  child->status = (int)status;
   child->result = malloc(length + 1);
   if (child->result == NULL) return no_host(error, "no memory");
   child->length = length;
   child->result[length] = 0;
-  if (take(child->result, length, error) == 0 && read_files(child, files, error) == 0) return 1;
+  if (take(child->result, length, error) == 0 && read_files(child, (unsigned)files, error) == 0) return 1;
   flurry_child_free(child);
   return -1;
 }
@@ -264,16 +349,15 @@ int flurry_join(const char *ticket, struct flurry_child **children, size_t *coun
 }
 
 int flurry_kill(const char *ticket, struct flurry_error *error) {
-  unsigned count;
-  char *line = ask(NULL, 0, error, "kill %s\n", ticket);
-  if (line == NULL) return -1;
-  return sscanf(line, "ok %u", &count) == 1 ? (int)count : bad_answer(error, line);
+  if (named(ticket, error) != 0) return -1;
+  return counted(ask(NULL, 0, error, "kill %s\n", ticket), error);
 }
 
 int flurry_vm(struct flurry_vm *vm, struct flurry_error *error) {
-  char *line = ask(NULL, 0, error, "id\n");
+  const char *line = ask(NULL, 0, error, "id\n"), *at = line;
   if (line == NULL) return -1;
-  if (sscanf(line, "ok %u %128s %u %128s", &vm->id, vm->name, &vm->generation, vm->parent) != 4)
+  if (!ok(&at) || !small(&at, &vm->id) || !word(&at, vm->name, sizeof vm->name) || !small(&at, &vm->generation) ||
+      !word(&at, vm->parent, sizeof vm->parent) || *at != 0)
     return bad_answer(error, line);
   if (strcmp(vm->parent, "-") == 0) vm->parent[0] = 0;
   return 0;

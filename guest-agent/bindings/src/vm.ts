@@ -3,7 +3,16 @@ import { connect, type Socket } from "node:net";
 /** Most bytes that a child may exit with. */
 const RESULT_MAX = 1024 * 1024;
 const LINE_MAX = 65_536;
+const FILES_MAX = 100_000;
 const SOCKET = "/run/flurry/vm.sock";
+
+/** Forms of words in answers: guest-agent/protocol/CALLS.md. */
+const WORD = "[a-z0-9]{1,32}";
+const NUMBER = "\\d{1,15}";
+const NAME = "\\S+";
+const CHILD = new RegExp(
+  `^child (?<id>${NUMBER}) (?<vm>${NAME}) (?<state>exited|killed|died|failed) (?<status>${NUMBER}) (?<length>${NUMBER}) (?<files>${NUMBER})$`,
+);
 
 /** What was asked for was refused. `code` is of guest-agent/protocol/CALLS.md, NO_HOST outside of a VM, or ABORTED. */
 export class FlurryError extends Error {
@@ -65,33 +74,30 @@ export async function requestTicket(
   n: number,
   options: CallOptions & { timeoutMs?: number } = {},
 ): Promise<Ticket> {
-  const more = options.timeoutMs === undefined ? "" : ` ${options.timeoutMs}`;
-  const [name, granted] = await ask(`ticket ${n}${more}`, options);
-  return { name: name!, granted: Number(granted) };
+  const more = options.timeoutMs === undefined ? "" : ` ${Math.ceil(options.timeoutMs)}`;
+  const [name, granted] = await ask(`ticket ${n}${more}`, [WORD, NUMBER, NUMBER], options);
+  return { name, granted: within(granted, 1, n) };
 }
 
 /** Forks this VM: 0 here, 1 to `ticket.granted` in the children. */
 export async function clone(ticket: Ticket | string, options: CallOptions = {}): Promise<number> {
-  const [id] = await forking(`clone ${nameOf(ticket)}`, options);
-  return Number(id);
+  const [id, granted] = await forking(`clone ${nameOf(ticket)}`, [NUMBER, NUMBER], options);
+  return within(id, 0, Number(granted));
 }
 
 /** `requestTicket` and `clone` in one. */
 export async function fork(n: number, options: CallOptions = {}): Promise<Forked> {
-  const [id, name, granted] = await forking(`fork ${n}`, options);
-  return {
-    id: Number(id),
-    ticket: { name: name!, granted: Number(granted) },
-    granted: Number(granted),
-  };
+  const [id, name, places] = await forking(`fork ${n}`, [NUMBER, WORD, NUMBER], options);
+  const granted = within(places, 1, n);
+  return { id: within(id, 0, granted), ticket: { name, granted }, granted };
 }
 
 /** Keeps this VM's state: id 0 here, more in each child that is made of it later. */
 export async function checkpointParent(
   options: CallOptions = {},
 ): Promise<{ id: number; checkpoint: string }> {
-  const [id, checkpoint] = await forking("checkpoint", options);
-  return { id: Number(id), checkpoint: checkpoint! };
+  const [id, checkpoint] = await forking("checkpoint", [NUMBER, WORD], options);
+  return { id: Number(id), checkpoint };
 }
 
 /** Has children wake at a checkpoint; how many. */
@@ -100,7 +106,7 @@ export async function createClones(
   ticket: Ticket | string,
   options: CallOptions = {},
 ): Promise<number> {
-  const [count] = await ask(`create ${checkpoint} ${nameOf(ticket)}`, options);
+  const [count] = await ask(`create ${nameOf(checkpoint)} ${nameOf(ticket)}`, [NUMBER], options);
   return Number(count);
 }
 
@@ -109,8 +115,8 @@ export async function exit(status = 0, result: unknown = new Uint8Array()): Prom
   const bytes = bytesOf(result);
   if (bytes.length > RESULT_MAX)
     throw new FlurryError("BAD_CALL", `A result has at most ${RESULT_MAX} bytes`);
-  await ask(`exit ${status} ${bytes.length}`, {}, bytes);
-  throw new FlurryError("BAD_ANSWER", "The VM goes on after exit");
+  using call = await Call.open({});
+  throw badAnswer(await call.request(`exit ${status} ${bytes.length}`, bytes));
 }
 
 /** The next child that has ended, each of them once; undefined when all have been told of. */
@@ -118,17 +124,29 @@ export async function nextChild(
   ticket: Ticket | string,
   options: CallOptions & { timeoutMs?: number } = {},
 ): Promise<Child | undefined> {
-  const more = options.timeoutMs === undefined ? "" : ` ${options.timeoutMs}`;
+  const more = options.timeoutMs === undefined ? "" : ` ${Math.ceil(options.timeoutMs)}`;
   using call = await Call.open(options);
   const line = await call.request(`next ${nameOf(ticket)}${more}`);
   if (line === "end") return undefined;
-  const [kind, id, vm, state, status, length, files] = line.split(" ");
-  if (kind !== "child" || !isState(state) || !(Number(length) <= RESULT_MAX)) throw badAnswer(line);
-  const result = await call.bytes(Number(length));
-  const child: Child = { id: Number(id), vm: vm!, state, status: Number(status), result, files: [] };
-  for (let left = Number(files); left > 0; left--) {
-    const [, size, path] = /^file (\d+) (.+)$/.exec(await call.line()) ?? [];
-    if (path === undefined) throw badAnswer("no file");
+  const words = CHILD.exec(line)?.groups as Record<string, string> | undefined;
+  if (!words) throw badAnswer(line);
+  const [status, length, files] = [words.status, words.length, words.files].map(Number) as [
+    number,
+    number,
+    number,
+  ];
+  if (status > 255 || length > RESULT_MAX || files > FILES_MAX) throw badAnswer(line);
+  const result = await call.bytes(length);
+  const child: Child = {
+    id: Number(words.id),
+    vm: words.vm!,
+    state: words.state as Child["state"],
+    ...{ status, result, files: [] },
+  };
+  while (child.files.length < files) {
+    const told = await call.line();
+    const [, size, path] = /^file (\d{1,19}) (\/.*)$/s.exec(told) ?? [];
+    if (path === undefined) throw badAnswer(told);
     child.files.push({ path, size: Number(size) });
   }
   return child;
@@ -155,13 +173,13 @@ export async function join(ticket: Ticket | string, options: CallOptions = {}): 
 
 /** Ends all children that run; how many those were. `join` tells of them too. */
 export async function kill(ticket: Ticket | string, options: CallOptions = {}): Promise<number> {
-  const [count] = await ask(`kill ${nameOf(ticket)}`, options);
+  const [count] = await ask(`kill ${nameOf(ticket)}`, [NUMBER], options);
   return Number(count);
 }
 
 export async function identity(options: CallOptions = {}): Promise<Vm> {
-  const [id, vm, generation, parent] = await ask("id", options);
-  return { id: Number(id), vm: vm!, generation: Number(generation), parent: parent === "-" ? null : parent! };
+  const [id, vm, generation, parent] = await ask("id", [NUMBER, NAME, NUMBER, NAME], options);
+  return { id: Number(id), vm, generation: Number(generation), parent: parent === "-" ? null : parent };
 }
 
 /** One conversation with the host. Each call has its own, so that many may wait at the same time. */
@@ -172,6 +190,7 @@ class Call implements Disposable {
   #unread: Buffer = Buffer.alloc(0);
   #failure: FlurryError | undefined;
   #wake: (() => void) | undefined;
+  #isOpen = false;
 
   private constructor(socket: Socket, options: CallOptions) {
     this.#socket = socket;
@@ -180,33 +199,34 @@ class Call implements Disposable {
       this.#unread = Buffer.concat([this.#unread, chunk]);
       this.#wake?.();
     });
-    socket.on("error", (cause) =>
-      this.#fail(new FlurryError("NO_HOST", `The host is gone: ${cause.message}`)),
-    );
+    socket.on("connect", () => {
+      this.#isOpen = true;
+      this.#wake?.();
+    });
+    socket.on("error", (cause) => {
+      const what = this.#isOpen ? "The host is gone" : "This is no Flurry VM";
+      this.#fail(new FlurryError("NO_HOST", `${what}: ${cause.message}`, { cause }));
+    });
     socket.on("close", () => this.#fail(new FlurryError("NO_HOST", "The host has ended the call")));
     options.signal?.addEventListener("abort", this.#onAbort, { once: true });
     if (options.signal?.aborted) this.#onAbort();
   }
 
   static async open(options: CallOptions): Promise<Call> {
-    const path = process.env.FLURRY_VM_SOCKET || SOCKET;
-    const socket = connect(path);
+    // It listens from the start: the host may refuse before anything was asked.
+    const call = new Call(connect(process.env.FLURRY_VM_SOCKET || SOCKET), options);
     try {
-      await new Promise<void>((resolve, reject) => {
-        socket.once("connect", resolve);
-        socket.once("error", reject);
-      });
-    } catch (cause) {
-      socket.destroy();
-      const reason = cause instanceof Error ? cause.message : String(cause);
-      throw new FlurryError("NO_HOST", `This is no Flurry VM: ${reason}`, { cause });
+      while (!call.#isOpen) await call.#news();
+      return call;
+    } catch (error) {
+      call[Symbol.dispose]();
+      throw error;
     }
-    return new Call(socket, options);
   }
 
   /** The line that answers; an error is thrown. */
   async request(line: string, body?: Uint8Array): Promise<string> {
-    if (/[\n\r]/.test(line)) throw new FlurryError("BAD_CALL", "A name has no ends of lines");
+    if (this.#failure?.code === "ABORTED") throw this.#failure;
     this.#socket.write(`${line}\n`);
     if (body?.length) this.#socket.write(body);
     const answer = await this.line();
@@ -242,12 +262,14 @@ class Call implements Disposable {
 
   async #more(): Promise<void> {
     const had = this.#unread.length;
-    while (this.#unread.length === had) {
-      if (this.#failure) throw this.#failure;
-      await new Promise<void>((resolve) => {
-        this.#wake = resolve;
-      });
-    }
+    while (this.#unread.length === had) await this.#news();
+  }
+
+  async #news(): Promise<void> {
+    if (this.#failure) throw this.#failure;
+    await new Promise<void>((resolve) => {
+      this.#wake = resolve;
+    });
   }
 
   #fail(failure: FlurryError): void {
@@ -256,34 +278,46 @@ class Call implements Disposable {
   }
 }
 
-/** Words of the answer, without its `ok`. */
-async function ask(line: string, options: CallOptions, body?: Uint8Array): Promise<string[]> {
+/** What stands behind `ok` in the answer: a word of each of these forms. */
+async function ask<Forms extends readonly string[]>(
+  line: string,
+  forms: readonly [...Forms],
+  options: CallOptions,
+): Promise<{ -readonly [Key in keyof Forms]: string }> {
   using call = await Call.open(options);
-  const answer = await call.request(line, body);
-  const [first, ...words] = answer.split(" ");
-  if (first !== "ok") throw badAnswer(answer);
-  return words;
+  const answer = await call.request(line);
+  const [, ...words] = new RegExp(`^ok ${forms.map((form) => `(${form})`).join(" ")}$`).exec(answer) ?? [];
+  if (words.length === 0) throw badAnswer(answer);
+  return words as unknown as { -readonly [Key in keyof Forms]: string };
 }
 
-async function forking(line: string, options: CallOptions): Promise<string[]> {
+async function forking<Forms extends readonly string[]>(
+  line: string,
+  forms: readonly [...Forms],
+  options: CallOptions,
+) {
   forks += 1;
   try {
-    return await ask(line, options);
+    return await ask(line, forms, options);
   } finally {
     forks -= 1;
   }
 }
 
 function nameOf(ticket: Ticket | string): string {
-  return typeof ticket === "string" ? ticket : ticket.name;
+  const name = typeof ticket === "string" ? ticket : ticket.name;
+  if (new RegExp(`^${WORD}$`).test(name)) return name;
+  throw new FlurryError("BAD_CALL", `${JSON.stringify(name)} is no name of a ticket or checkpoint`);
 }
 
-function isState(word: string | undefined): word is Child["state"] {
-  return word === "exited" || word === "killed" || word === "died" || word === "failed";
+function within(word: string, least: number, most: number): number {
+  const value = Number(word);
+  if (value >= least && value <= most) return value;
+  throw badAnswer(`${word}, which is not from ${least} to ${most}`);
 }
 
 function bytesOf(result: unknown): Uint8Array {
-  if (result instanceof Uint8Array) return result;
+  if (ArrayBuffer.isView(result)) return new Uint8Array(result.buffer, result.byteOffset, result.byteLength);
   return Buffer.from(typeof result === "string" ? result : JSON.stringify(result));
 }
 
