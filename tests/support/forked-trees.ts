@@ -1,8 +1,9 @@
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { buildImage } from "../../guest-agent/image/mod.ts";
+import type { TreePolicy } from "../../runtime/fork/family/tree.ts";
 import type { VmNode } from "../../runtime/fork/family/vm-node.ts";
-import { type TreePolicy, VmTree } from "../../runtime/fork/family/vm-tree.ts";
+import { VmTree } from "../../runtime/fork/family/vm-tree.ts";
 import { type OpenParentOptions, openParent } from "../../runtime/fork/open-parent.ts";
 import type { Parent } from "../../runtime/fork/parent.ts";
 import { flurryHome } from "../../runtime/home.ts";
@@ -37,7 +38,10 @@ export interface PythonTree extends AsyncDisposable {
   run(script: string, timeoutMs?: number): Promise<string>;
 }
 
-export async function pythonTree(parent: Parent, policy: Partial<TreePolicy> = {}): Promise<PythonTree> {
+export async function pythonTree(
+  parent: Parent,
+  policy: Partial<TreePolicy<VmNode>> = {},
+): Promise<PythonTree> {
   const printed = new Map<number, string>();
   const tree = new VmTree({
     place: () => ({ [Symbol.dispose]: () => undefined }),

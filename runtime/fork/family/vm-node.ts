@@ -7,11 +7,10 @@ import { freezeLive } from "../live-freeze.ts";
 import { CallError } from "./call-error.ts";
 import { Conversation } from "./conversation.ts";
 import type { Ending } from "./ending.ts";
-import { answerTo } from "./fork-calls.ts";
 import { passFiles } from "./pass-files.ts";
 import type { CallState, Snapshot } from "./snapshot.ts";
 import type { ForkTicket, TicketChild } from "./ticket.ts";
-import type { VmTree } from "./vm-tree.ts";
+import type { Tree, TreeVm } from "./tree.ts";
 
 const ADD = Symbol("add");
 /** Longest time in which what a child leaves is passed to its parent, in ms. */
@@ -19,18 +18,14 @@ const PASS_MS = 300_000;
 /** Longest time for what it has printed last, in ms. */
 const LAST_OUTPUTS_MS = 10_000;
 
-export interface NodePlace {
-  /** 0 for the root, else the id in its ticket, from 1 on. */
-  index: number;
-  generation: number;
+/** Where a new VM stands in its tree. */
+export interface NodePlace extends Pick<TreeVm, "index" | "generation" | "ticket"> {
   parent: VmNode | undefined;
-  /** Name of the ticket that it was made with; undefined when the host has forked it. */
-  ticket: string | undefined;
 }
 
 /** One VM of a tree: its calls, its tickets, its end. */
-export class VmNode implements TicketChild, NodePlace {
-  readonly tree: VmTree;
+export class VmNode implements TicketChild, TreeVm {
+  readonly tree: Tree<VmNode>;
   readonly index: number;
   readonly generation: number;
   readonly parent: VmNode | undefined;
@@ -55,7 +50,7 @@ export class VmNode implements TicketChild, NodePlace {
   #freezes: Promise<unknown> = Promise.resolve();
   readonly #names = { t: 0, c: 0 };
 
-  constructor(tree: VmTree, place: NodePlace) {
+  constructor(tree: Tree<VmNode>, place: NodePlace) {
     this.tree = tree;
     this.index = place.index;
     this.generation = place.generation;
@@ -99,7 +94,7 @@ export class VmNode implements TicketChild, NodePlace {
   /** Serves a program's call. @param snapshot - of the VM that this one is a fork of, for calls that were open in it */
   onCall(call: GuestCall, snapshot?: Pick<Snapshot, "calls" | "caller">, first?: string): void {
     const was = snapshot?.calls.get(call.id);
-    const conversation = new Conversation(call, (request) => answerTo(this, request));
+    const conversation = new Conversation(call, this.tree.answerer(this));
     this.#conversations.set(call.id, conversation);
     void this.#converse(call, conversation, was, call.id === snapshot?.caller ? first : undefined)
       .catch((error) => {

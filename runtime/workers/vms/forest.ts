@@ -1,7 +1,8 @@
 import type { Clock } from "../../clock.ts";
 import type { Child } from "../../fork/child.ts";
+import type { TreePolicy } from "../../fork/family/tree.ts";
 import type { VmNode } from "../../fork/family/vm-node.ts";
-import { type TreePolicy, VmTree } from "../../fork/family/vm-tree.ts";
+import { VmTree } from "../../fork/family/vm-tree.ts";
 import type { Families } from "../families.ts";
 import { VmBudget } from "./budget.ts";
 import type { VmInfo, VmOwner } from "./port.ts";

@@ -1,4 +1,4 @@
-import type { VmNode } from "../../fork/family/vm-node.ts";
+import type { TreeVm } from "../../fork/family/tree.ts";
 import type { AttemptIo } from "../../jobs/task-runtime.ts";
 
 /** Longest line that is kept together. */
@@ -16,7 +16,7 @@ export class ForkOutputs {
     this.#io = io;
   }
 
-  async write(node: VmNode, stream: "stdout" | "stderr", chunk: Uint8Array): Promise<void> {
+  async write(node: TreeVm, stream: "stdout" | "stderr", chunk: Uint8Array): Promise<void> {
     const key = `${node.vm} ${stream}`;
     const bytes = Buffer.concat([this.#partial.get(key) ?? Buffer.alloc(0), chunk]);
     const end = bytes.length > LINE_BYTES ? bytes.length : bytes.lastIndexOf(10) + 1;
@@ -25,7 +25,7 @@ export class ForkOutputs {
   }
 
   /** What stands without an end of line when a VM has ended. */
-  async end(node: VmNode): Promise<void> {
+  async end(node: TreeVm): Promise<void> {
     for (const stream of ["stdout", "stderr"] as const) {
       const rest = this.#partial.get(`${node.vm} ${stream}`);
       this.#partial.delete(`${node.vm} ${stream}`);
@@ -34,9 +34,9 @@ export class ForkOutputs {
   }
 }
 
-function wayTo(node: VmNode): string {
+function wayTo(node: TreeVm): string {
   const way: string[] = [];
-  for (let at: VmNode | undefined = node; at?.parent; at = at.parent)
+  for (let at: TreeVm | undefined = node; at?.parent; at = at.parent)
     way.unshift(`${at.ticket ?? ""}.${at.index}`);
   return `[${way.join(" ")}] `;
 }
