@@ -5,6 +5,7 @@ import { codeOf } from "../../errors/errors.ts";
 import { compilerVersion, exists, findCompiler, tool } from "../init/compiler.ts";
 
 const SOURCES = join(import.meta.dirname, "src");
+const HOOKS = join(import.meta.dirname, "../hooks");
 const FLAGS = ["-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-O2", "-fPIC"];
 /** What the shell's `flurry` is made of. */
 export const GUEST_SHELL_SOURCES = ["flurry-cli.c", "flurry.c", "notes.c", "text.c"];
@@ -26,8 +27,9 @@ export interface GuestTools {
 }
 
 /**
- * Builds what programs in the guest fork their VM with: the shell's `flurry`, the C library and its header. Found in
- * the cache when sources, compiler and flags are as before.
+ * Builds what programs in the guest fork their VM with, and take part in forks: the shell's `flurry`, the C library and
+ * its header, and the module of Python. What is compiled is found in the cache when sources, compiler and flags are as
+ * before.
  *
  * @param cacheDir - kept from one build to the next
  * @throws FlurryError REQUIREMENT_MISSING without a C compiler, INTERNAL when the sources do not compile, ABORTED
@@ -43,6 +45,9 @@ export async function buildGuestTools(cacheDir: string, signal?: AbortSignal): P
     { to: "/usr/bin/flurry", from: join(built, "flurry"), mode: "0755" },
     { to: "/usr/lib/libflurry.a", from: join(built, "libflurry.a"), mode: "0644" },
     { to: "/usr/include/flurry.h", from: join(SOURCES, "flurry.h"), mode: "0644" },
+    { to: "/usr/include/flurry_fork.h", from: join(HOOKS, "flurry_fork.h"), mode: "0644" },
+    // Wherever there is Python, Debian's looks here.
+    { to: "/usr/lib/python3/dist-packages/flurry.py", from: join(HOOKS, "flurry.py"), mode: "0644" },
   ];
   const all = createHash("sha256");
   for (const { to, from, mode } of files) {

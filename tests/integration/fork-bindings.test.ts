@@ -105,10 +105,12 @@ refused(flurry.clone, ticket)
     async () => {
       const { lines, stderr, code } = await run(["sh", "/tmp/t.sh"], {
         "/tmp/t.sh": `
+ls /usr/lib/libflurry.a /usr/include/flurry.h /usr/include/flurry_fork.h
 flurry id | cut -d' ' -f1,3,4
 flurry exit 1; echo "refused $?"
 flurry fork 0; echo "usage $?"
-id=$(flurry fork 3)
+split() { flurry fork "$1"; }
+id=$(split 3)
 if [ "$id" -gt 0 ]; then
   mkdir -p /out; echo "part $id" > /out/part
   if [ "$id" = 3 ]; then exit 5; fi
@@ -130,6 +132,7 @@ flurry next --wait 0; echo "late $?"; flurry kill; flurry join; echo "joined $?"
       });
       expect(code).toBe(0);
       expect(lines).toEqual([
+        ...["/usr/include/flurry.h", "/usr/include/flurry_fork.h", "/usr/lib/libflurry.a"],
         "0 0 -",
         "refused 3",
         "usage 2",

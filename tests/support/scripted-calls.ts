@@ -16,7 +16,7 @@ export const END = Symbol("end");
 export const CUT = Symbol("cut");
 
 interface Script {
-  answer(request: ScriptedRequest): ScriptedAnswer;
+  answer(request: ScriptedRequest): ScriptedAnswer | Promise<ScriptedAnswer>;
   /** Sent to whoever connects, before anything was asked. */
   greeting?: ScriptedAnswer;
   /** Takes no bodies: what comes behind a line is left unread. */
@@ -83,7 +83,7 @@ export class ScriptedCalls implements AsyncDisposable {
         for (let request = take(); request && socket.writable; request = take()) {
           this.requests.push(request);
           this.asked.resolve();
-          await send(socket, script.answer(request));
+          await send(socket, await script.answer(request));
         }
       });
     });

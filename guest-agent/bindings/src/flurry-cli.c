@@ -218,15 +218,16 @@ static int run(int argc, char **argv) {
   if (strcmp(verb, "id") == 0 && args.count == 0) return print_vm();
   if (strcmp(verb, "checkpoint") == 0 && args.count == 0) return checkpoint();
   bool creates = strcmp(verb, "create") == 0;
+  if (!creates && strcmp(verb, "clone") != 0 && strcmp(verb, "kill") != 0 && strcmp(verb, "join") != 0 &&
+      strcmp(verb, "next") != 0)
+    return usage();
   if (args.count > 1 + creates || args.count < creates) return usage();
   const char *name = args.count > creates ? args.names[creates] : noted();
   if (name == NULL) return no_ticket();
   if (creates) return printed(flurry_create_clones(args.names[0], name, &error));
-  if (strcmp(verb, "clone") == 0) return printed(flurry_clone(name, &error));
-  if (strcmp(verb, "kill") == 0) return printed(flurry_kill(name, &error));
-  if (strcmp(verb, "join") == 0) return join(name);
-  if (strcmp(verb, "next") == 0) return next(name);
-  return usage();
+  if (*verb == 'c') return printed(flurry_clone(name, &error));
+  if (*verb == 'k') return printed(flurry_kill(name, &error));
+  return *verb == 'j' ? join(name) : next(name);
 }
 
 int main(int argc, char **argv) {

@@ -87,13 +87,20 @@ static bool read_note(const char *path, char *ticket, size_t size) {
   return true;
 }
 
+static bool find(pid_t pid, unsigned long long began, char *ticket, size_t size) {
+  char path[512];
+  return path_of(pid, began, path, sizeof path) && read_note(path, ticket, size);
+}
+
 const char *noted(void) {
   static char ticket[FLURRY_NAME_MAX];
-  char path[512];
   unsigned long long began;
-  pid_t pid = getppid(), parent;
+  pid_t pid = getpid(), parent;
+  /* A shell's last command may take its place. */
+  if (look_at(pid, &parent, &began) && find(pid, began, ticket, sizeof ticket)) return ticket;
+  pid = getppid();
   for (int i = 0; i < ANCESTORS_MAX && look_at(pid, &parent, &began); i++) {
-    if (path_of(pid, began, path, sizeof path) && read_note(path, ticket, sizeof ticket)) return ticket;
+    if (find(pid, began, ticket, sizeof ticket)) return ticket;
     if (!same_program(pid, parent)) return NULL;
     pid = parent;
   }
