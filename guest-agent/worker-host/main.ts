@@ -50,7 +50,10 @@ async function main(exit: Exit): Promise<void> {
         if (reason === undefined) prepareRenewal();
         return reason;
       },
-      renew,
+      renew: () => {
+        if (isForking()) calls.leave();
+        return renew();
+      },
       onFailed: (error) => exit(1, `Cannot take part in forks: ${String(error)}`),
     });
   }

@@ -28,6 +28,7 @@ export class OutboundCalls {
   #channel: CallsChannel | undefined;
   #isChild = false;
   #isHeld = false;
+  #hasLeft = false;
   #nextId = OUTBOUND_ID_MIN;
   readonly #calls = new Map<number, OutboundCall>();
   readonly #waiting = new Set<Waiting>();
@@ -42,6 +43,7 @@ export class OutboundCalls {
     this.#channel = channel;
     this.#isChild = false;
     this.#isHeld = false;
+    this.#hasLeft = false;
   }
 
   /** The host is gone, and with it what it was asked for. */
@@ -53,6 +55,12 @@ export class OutboundCalls {
   /** This is a fork: there is a network, as far as the host has one for it. */
   open(): void {
     this.#isChild = true;
+  }
+
+  /** A program in this VM has forked it: the host that makes requests is still its parent's alone. */
+  leave(): void {
+    this.#hasLeft = true;
+    this.detach();
   }
 
   /** Nothing may be said until `resume`; what is asked meanwhile waits. */
@@ -77,6 +85,7 @@ export class OutboundCalls {
   ): Promise<CallAnswer> {
     const { url } = head;
     signal.throwIfAborted();
+    if (this.#hasLeft) throw fetchError(url, "a VM that its own program has forked has no network");
     if (!this.#isChild) throw fetchError(url, "a worker has no network before its fork");
     const problem = headersProblem(head.headers);
     if (problem) throw fetchError(url, `the request has ${problem}`);

@@ -1,4 +1,6 @@
+import { exit, isForked } from "../bindings/src/vm.ts";
 import { SCHEDULED_WAIT_MS, workerLimits } from "../protocol/worker/constants.ts";
+import type { Waits } from "./context.ts";
 import { describeFailure } from "./failures.ts";
 import type { Operation } from "./operation.ts";
 import { cut } from "./records.ts";
@@ -9,10 +11,12 @@ export async function runTask(runner: Runner, operation: Operation, requestId: s
   const { context, waits } = runner.begin(operation, requestId);
   try {
     const input: unknown = await new Response(operation.input).json();
-    const value = await runner.handlers.task?.(input, context);
-    await operation.write(jsonOf(value));
+    const bytes = jsonOf(await runner.handlers.task?.(input, context));
+    if (isForked()) await leave(runner, waits, 0, bytes);
+    await operation.write(bytes);
     operation.end();
   } catch (error) {
+    if (isForked()) await leave(runner, waits, 1, Buffer.from(describeFailure(error).message));
     failWith(operation, error);
   }
   operation.done(await waits.settle());
@@ -34,6 +38,19 @@ export async function runScheduled(
   }
   // Here it is not what is left after an answer, but often all of the work.
   operation.done(await waits.settle(SCHEDULED_WAIT_MS));
+}
+
+/**
+ * A task that has forked its VM ends in each child, too, where nobody hears of its value: the child exits with it.
+ * Returns only if it cannot.
+ */
+async function leave(runner: Runner, waits: Waits, status: number, result: Uint8Array): Promise<void> {
+  try {
+    await waits.settle();
+    await exit(status, result.subarray(0, workerLimits.VALUE_MAX));
+  } catch (error) {
+    runner.logFailure(error);
+  }
 }
 
 function failWith(operation: Operation, error: unknown): void {

@@ -27,8 +27,7 @@ interface Script {
 export class ScriptedCalls implements AsyncDisposable {
   readonly requests: ScriptedRequest[] = [];
   connections = 0;
-  /** Resolves with the first request. */
-  readonly asked = Promise.withResolvers<void>();
+  #news = Promise.withResolvers<void>();
   readonly #server: Server;
   readonly #sockets = new Set<Socket>();
 
@@ -43,6 +42,14 @@ export class ScriptedCalls implements AsyncDisposable {
     server.listen(path);
     await once(server, "listening");
     return calls;
+  }
+
+  /** Waits until that many requests have come. */
+  async heard(count: number): Promise<void> {
+    while (this.requests.length < count) {
+      await this.#news.promise;
+      this.#news = Promise.withResolvers<void>();
+    }
   }
 
   /** Ends all connections that there are. */
@@ -82,7 +89,7 @@ export class ScriptedCalls implements AsyncDisposable {
       turn = turn.then(async () => {
         for (let request = take(); request && socket.writable; request = take()) {
           this.requests.push(request);
-          this.asked.resolve();
+          this.#news.resolve();
           await send(socket, await script.answer(request));
         }
       });

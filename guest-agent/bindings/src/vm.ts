@@ -63,10 +63,16 @@ export interface CallOptions {
 }
 
 let forks = 0;
+let isChild = false;
 
 /** Whether a call of this program is under way that forks its VM. */
 export function isForking(): boolean {
   return forks > 0;
+}
+
+/** Whether a call of this program has come out in a child. */
+export function isForked(): boolean {
+  return isChild;
 }
 
 /** Reserves places for up to `n` children; may grant fewer, and at least one. */
@@ -82,14 +88,14 @@ export async function requestTicket(
 /** Forks this VM: 0 here, 1 to `ticket.granted` in the children. */
 export async function clone(ticket: Ticket | string, options: CallOptions = {}): Promise<number> {
   const [id, granted] = await forking(`clone ${nameOf(ticket)}`, [NUMBER, NUMBER], options);
-  return within(id, 0, Number(granted));
+  return cameOut(within(id, 0, Number(granted)));
 }
 
 /** `requestTicket` and `clone` in one. */
 export async function fork(n: number, options: CallOptions = {}): Promise<Forked> {
   const [id, name, places] = await forking(`fork ${n}`, [NUMBER, WORD, NUMBER], options);
   const granted = within(places, 1, n);
-  return { id: within(id, 0, granted), ticket: { name, granted }, granted };
+  return { id: cameOut(within(id, 0, granted)), ticket: { name, granted }, granted };
 }
 
 /** Keeps this VM's state: id 0 here, more in each child that is made of it later. */
@@ -97,7 +103,7 @@ export async function checkpointParent(
   options: CallOptions = {},
 ): Promise<{ id: number; checkpoint: string }> {
   const [id, checkpoint] = await forking("checkpoint", [NUMBER, WORD], options);
-  return { id: Number(id), checkpoint };
+  return { id: cameOut(Number(id)), checkpoint };
 }
 
 /** Has children wake at a checkpoint; how many. */
@@ -302,6 +308,11 @@ async function forking<Forms extends readonly string[]>(
   } finally {
     forks -= 1;
   }
+}
+
+function cameOut(id: number): number {
+  isChild ||= id > 0;
+  return id;
 }
 
 function nameOf(ticket: Ticket | string): string {
