@@ -4,7 +4,7 @@ import { join, resolve } from "node:path";
 import { Command } from "commander";
 import { FlurryError } from "../../errors/errors.ts";
 import { resolveImage } from "../../guest-agent/image/mod.ts";
-import { forkRetrying } from "../fork/fork-retrying.ts";
+import { forkableVm } from "../jobs/forkable-vm.ts";
 import { runTasks, type TaskEvent, type TaskResult } from "../jobs/run-tasks.ts";
 import { taskWarmUp } from "../jobs/task.ts";
 import { Host } from "../vm/host.ts";
@@ -96,7 +96,7 @@ async function run(argv: string[], options: RunOptions): Promise<void> {
   using progress = output.progress("Tasks", options.count);
   const show = new TaskPrinter(output);
   const results = await runTasks({
-    start: (start) => forkRetrying(session.parent, start),
+    start: (start) => forkableVm(session.parent, session.admission, start),
     admission: session.admission,
     count: options.count,
     name: options.image.replace(/[^a-zA-Z0-9-]/g, "-").slice(0, 32),

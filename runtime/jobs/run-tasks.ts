@@ -7,7 +7,7 @@ import { type OutputHandler, runTask, type TaskOutcome, type TaskSpec, type Task
 
 export interface RunTasksOptions {
   /** Starts the VM of a task, such as a fork of a parent. */
-  start: (options: { identity: Identity; signal: AbortSignal }) => Promise<TaskVm>;
+  start: (options: { identity: Identity; onOutput: OutputHandler; signal: AbortSignal }) => Promise<TaskVm>;
   admission: FamilyAdmission;
   count: number;
   /** What task `index` does. */
@@ -90,7 +90,7 @@ async function runOne(options: RunTasksOptions, index: number, signal: AbortSign
     onEvent?.({ event: "output", task: index, stream, chunk });
   try {
     const identity = { index, hostname: `${options.name}-${index}` };
-    await using vm = await options.start({ identity, signal });
+    await using vm = await options.start({ identity, onOutput, signal });
     result.times = vm.times;
     await onEvent?.({ event: "started", task: index, vm: vm.id, times: vm.times });
     const spec = options.task(index);

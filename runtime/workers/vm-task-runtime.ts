@@ -12,6 +12,7 @@ import type { Identity } from "../fork/identity.ts";
 import { Memserver } from "../fork/memserver.ts";
 import type { Parent } from "../fork/parent.ts";
 import { memserverKeys } from "../home.ts";
+import { ForkOutputs } from "../jobs/fork-outputs.ts";
 import type { Readiness } from "../jobs/ports.ts";
 import { runTask } from "../jobs/task.ts";
 import type { Attempt, AttemptExit, AttemptIo, ChildObserver, TaskRuntime } from "../jobs/task-runtime.ts";
@@ -27,7 +28,6 @@ import { outboundGuard, outboundOf } from "./js/outbound.ts";
 import { LivenessProbe } from "./liveness-probe.ts";
 import { receiptOf } from "./receipt.ts";
 import { Forest } from "./vms/forest.ts";
-import { ForkOutputs } from "./vms/fork-outputs.ts";
 import { VmService } from "./vms/vm-service.ts";
 
 const logger = getLogger(["flurry", "workers"]);
@@ -270,7 +270,7 @@ export class VmTaskRuntime implements TaskRuntime {
       ...{ family, image: imageOf(spec), task: { job, index }, checkpoint: null },
       owner: { id: owner, vms: maxVms },
     };
-    const outputs = new ForkOutputs(io);
+    const outputs = new ForkOutputs(io.output.bind(io));
     return this.#forest.plant(info, {
       maxVms: max,
       maxGenerations: generations,

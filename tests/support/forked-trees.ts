@@ -34,6 +34,8 @@ export interface PythonTree extends AsyncDisposable {
   root: VmNode;
   /** By index, in the order of their ends of line. */
   printed: Map<number, string>;
+  /** VMs that were forked by programs so far. */
+  readonly forked: number;
   /** Runs a script in the root to its end; its output. */
   run(script: string, timeoutMs?: number): Promise<string>;
 }
@@ -43,18 +45,26 @@ export async function pythonTree(
   policy: Partial<TreePolicy<VmNode>> = {},
 ): Promise<PythonTree> {
   const printed = new Map<number, string>();
+  let forked = -1; // the first VM is not forked by a program
   const tree = new VmTree({
     place: () => ({ [Symbol.dispose]: () => undefined }),
     output: ({ index }, _stream, chunk) => {
       printed.set(index, (printed.get(index) ?? "") + Buffer.from(chunk).toString());
     },
     ...policy,
+    running: (node, child) => {
+      forked += 1;
+      return policy.running?.(node, child) ?? { [Symbol.dispose]: () => undefined };
+    },
   });
   const root = await tree.root((node) =>
     parent.fork({ identity: { index: 0, hostname: "root" }, onCall: (call) => node.onCall(call) }),
   );
   return {
     ...{ tree, root, printed },
+    get forked() {
+      return forked;
+    },
     run: async (script, timeoutMs = 60_000) => {
       const argv = ["python3", "-c", `from fork_calls import *\nc = Call()\n${script}`];
       const { stdout, stderr, code, signal } = await root.child.agent.run(argv, { timeoutMs });

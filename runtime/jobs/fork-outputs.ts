@@ -1,5 +1,5 @@
-import type { TreeVm } from "../../fork/family/tree.ts";
-import type { AttemptIo } from "../../jobs/task-runtime.ts";
+import type { TreeVm } from "../fork/family/tree.ts";
+import type { OutputHandler } from "./task.ts";
 
 /** Longest line that is kept together. */
 const LINE_BYTES = 64 * 1024;
@@ -9,11 +9,11 @@ const LINE_BYTES = 64 * 1024;
  * `[t1.3 t2.1] ` of a child's child.
  */
 export class ForkOutputs {
-  readonly #io: Pick<AttemptIo, "output">;
+  readonly #onOutput: OutputHandler;
   readonly #partial = new Map<string, Buffer>();
 
-  constructor(io: Pick<AttemptIo, "output">) {
-    this.#io = io;
+  constructor(onOutput: OutputHandler) {
+    this.#onOutput = onOutput;
   }
 
   async write(node: TreeVm, stream: "stdout" | "stderr", chunk: Uint8Array): Promise<void> {
@@ -21,7 +21,7 @@ export class ForkOutputs {
     const bytes = Buffer.concat([this.#partial.get(key) ?? Buffer.alloc(0), chunk]);
     const end = bytes.length > LINE_BYTES ? bytes.length : bytes.lastIndexOf(10) + 1;
     this.#partial.set(key, bytes.subarray(end));
-    if (end > 0) await this.#io.output(stream, prefixed(wayTo(node), bytes.subarray(0, end)));
+    if (end > 0) await this.#onOutput(stream, prefixed(wayTo(node), bytes.subarray(0, end)));
   }
 
   /** What stands without an end of line when a VM has ended. */
@@ -29,7 +29,7 @@ export class ForkOutputs {
     for (const stream of ["stdout", "stderr"] as const) {
       const rest = this.#partial.get(`${node.vm} ${stream}`);
       this.#partial.delete(`${node.vm} ${stream}`);
-      if (rest?.length) await this.#io.output(stream, prefixed(wayTo(node), rest));
+      if (rest?.length) await this.#onOutput(stream, prefixed(wayTo(node), rest));
     }
   }
 }
