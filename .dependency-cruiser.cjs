@@ -85,7 +85,7 @@ module.exports = {
       name: "no-unresolved",
       severity: "error",
       from: {},
-      to: { couldNotResolve: true, pathNot: "^bun:" },
+      to: { couldNotResolve: true, pathNot: "^(bun|flurry):" },
     },
   ],
   options: {

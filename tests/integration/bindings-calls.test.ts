@@ -1,5 +1,6 @@
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
+import { buildGuestTools } from "../../guest-agent/bindings/build.ts";
 import { type Binding, Bindings } from "../support/bindings.ts";
 import {
   CUT,
@@ -238,4 +239,31 @@ test("a call of TypeScript may be given up, and has ended its connection then", 
   );
   expect(lines).toEqual(["error ABORTED", "0 vm 0 -"]);
   expect(host.connections).toBe(2);
+});
+
+test("the library of images, made with musl, is of use to programs of Debian's C library", async () => {
+  const { files } = await buildGuestTools(join(directory.path, "tools"));
+  const from = (to: string) => files.find((file) => file.to === to)!.from;
+  const built = await bindings.run(
+    [
+      ...["gcc", "-Wall", "-Werror", "-D_GNU_SOURCE", "-o", join(directory.path, "linked")],
+      ...[
+        join(import.meta.dirname, "../support/calls-driver.c"),
+        "-I",
+        dirname(from("/usr/include/flurry.h")),
+      ],
+      ...["-L", dirname(from("/usr/lib/libflurry.a")), "-lflurry"],
+    ],
+    "",
+  );
+  expect(built).toEqual({ stdout: "", stderr: "", code: 0 });
+  const socket = newSocket();
+  await using _host = await ScriptedCalls.listen(socket, {
+    answer: ({ line }) => (line === "id" ? ["ok 0 vm 0 -\n"] : ["child 1 v exited 3 2 1\nokfile 3 /out/a\n"]),
+  });
+  const ran = await bindings.run([join(directory.path, "linked"), "id", "next t1", "clone T"], socket);
+  expect(ran).toEqual({
+    stdout: "0 vm 0 -\n1 v exited 3 6f6b|/out/a\nerror BAD_CALL\n",
+    ...{ stderr: "", code: 0 },
+  });
 });
