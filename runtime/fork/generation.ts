@@ -19,7 +19,14 @@ export const DELTA_MAX_BYTES = 32 * 1024 * 1024;
 /** The state of a VM at a moment, to start children of: an image that somebody maps already, and what changed since. */
 export class Generation implements AsyncDisposable {
   readonly descriptor: Descriptor;
-  readonly freeze: LiveFreeze;
+  /** Programs that ran, and go on in its children. */
+  readonly inheritances: LiveFreeze["inheritances"];
+  /** ms for which the CPUs of the VM stood still. */
+  readonly stoppedMs: number;
+  /** Bytes of what its children get, or of the pages that its image has anew. */
+  readonly deltaBytes: number;
+  /** Undefined when there is an image with them. */
+  readonly #delta: LiveFreeze["delta"] | undefined;
   readonly #base: ImageBase;
   readonly #hold: AsyncDisposable;
   readonly #memory: ChildMemory | undefined;
@@ -27,7 +34,10 @@ export class Generation implements AsyncDisposable {
 
   private constructor(freeze: LiveFreeze, base: ImageBase, memory: ChildMemory | undefined) {
     this.descriptor = freeze.descriptor;
-    this.freeze = freeze;
+    this.inheritances = freeze.inheritances;
+    this.stoppedMs = freeze.stoppedMs;
+    this.deltaBytes = freeze.delta.data.length;
+    this.#delta = memory && freeze.delta;
     this.#base = base;
     this.#hold = base.hold();
     this.#memory = memory;
@@ -52,19 +62,9 @@ export class Generation implements AsyncDisposable {
     return new Generation(freeze, new ImageBase(parent, true), undefined);
   }
 
-  /** Whether its children get changed pages of their own, instead of an image of it. */
-  get isDelta(): boolean {
-    return this.#memory !== undefined;
-  }
-
-  /** Bytes of what its children get, or of the pages that its image has anew. */
-  get deltaBytes(): number {
-    return this.freeze.delta.data.length;
-  }
-
   /** Where its image is, and what it has in place of that one's pages. */
   get image(): { path: string; delta: LiveFreeze["delta"] | undefined } {
-    return { path: this.#base.parent.imagePath, delta: this.isDelta ? this.freeze.delta : undefined };
+    return { path: this.#base.parent.imagePath, delta: this.#delta };
   }
 
   /**
@@ -89,7 +89,7 @@ export class Generation implements AsyncDisposable {
         id: `vm-${randomBytes(6).toString("hex")}`,
         memBytes: ram.bytes,
         origin: { base: this.#base, descriptor: this.descriptor },
-        inheritances: this.freeze.inheritances,
+        inheritances: this.inheritances,
       });
       const of = { image: fingerprint.image, memory: ram.hash, frozenAt };
       tellProven(host, { ...child.proof, parent: of }, child);

@@ -137,6 +137,25 @@ say(d.answer()[:17], repr(d.answer()))
   );
 
   test(
+    "do not pass on a file whose name would be two lines of what the parent is told",
+    async () => {
+      await using python = await pythonTree(parent);
+      const out = await python.run(`
+_, me, ticket, _ = c.words("fork 1")
+if me != "0":
+    os.makedirs("/out")
+    open("/out/a\\nfile 1 /etc/passwd", "w").write("x")
+    c.exit(0)
+say(c.join(ticket))
+`);
+      expect(out).toContain(
+        "(1, 'died', 255, 'what it left could not be passed on: A child left a file with",
+      );
+    },
+    TEST_MS,
+  );
+
+  test(
     "leave other programs' calls to the parent, and their connections usable in a child",
     async () => {
       await using python = await pythonTree(parent);

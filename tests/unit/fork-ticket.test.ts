@@ -55,6 +55,7 @@ describe("ForkTicket", () => {
     children[1]!.end(exited(4));
     const told = (await Promise.all(asked)).map((next) => next?.child.index);
     expect(told.sort()).toEqual([1, 2, 3, undefined]);
+    expect(ticket.isOver).toBe(true);
     expect(await ticket.next(0, never, systemClock)).toBeUndefined();
   });
 

@@ -10,8 +10,8 @@ import type { VmNode } from "./vm-node.ts";
 const TICKET_MS = 600_000;
 /** Most children of one ticket. */
 const CHILDREN_MAX = 1000;
-/** Most tickets and checkpoints of one VM that are remembered. */
-const TICKETS_MAX = 10_000;
+/** Most tickets and checkpoints of one VM that are remembered; of tickets, those that are over go first. */
+const TICKETS_MAX = 1000;
 const CHECKPOINTS_MAX = 16;
 
 type Verb = (node: VmNode, request: Request) => ReturnType<Answer>;
@@ -134,8 +134,11 @@ async function frozen(node: VmNode, caller: number) {
 }
 
 function newTicket(node: VmNode, count: number, lifeMs: number): ForkTicket {
-  if (node.tickets.size >= TICKETS_MAX)
-    throw new CallError("TICKET_REFUSED", "This VM has had too many tickets");
+  if (node.tickets.size >= TICKETS_MAX) {
+    const over = [...node.tickets.values()].find(({ isOver }) => isOver);
+    if (!over) throw new CallError("TICKET_REFUSED", `This VM has ${TICKETS_MAX} tickets whose children run`);
+    node.tickets.delete(over.name);
+  }
   const places = node.tree.places(count);
   if (places.length === 0) {
     throw new CallError(

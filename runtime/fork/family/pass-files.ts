@@ -31,6 +31,9 @@ export async function passFiles(
       `A child left ${own.length} files of ${bytes} bytes, more than ${most}`,
     );
   }
+  // It would be two lines of what its parent is told.
+  const torn = own.find(({ path }) => path.includes("\n"));
+  if (torn) throw new FlurryError("TASK_FAILED", `A child left a file with an end of line in its name`);
   const passed: PassedFile[] = [];
   for (const { path, mode } of own) {
     const target = `${to}/${path}`;

@@ -79,6 +79,8 @@ export class ForkTicket implements Disposable {
     const until = waitMs === undefined ? undefined : clock.now() + waitMs;
     for (;;) {
       const next = this.#untold.shift();
+      // What has been told of is not needed any more.
+      if (this.isOver) this.#children = [];
       if (next) return next;
       if (this.#running === 0) return undefined;
       if (signal.aborted) throw new CallError("FORK_FAILED", "This VM is ending");
@@ -88,6 +90,13 @@ export class ForkTicket implements Disposable {
       }
       await this.#news(leftMs, signal);
     }
+  }
+
+  /** Whether it expired, or all of its children have been told of. */
+  get isOver(): boolean {
+    return (
+      this.#isExpired || (this.#children !== undefined && this.#running === 0 && this.#untold.length === 0)
+    );
   }
 
   /** Ends all children that run; how many those were. */

@@ -43,6 +43,7 @@ export class VmNode implements TicketChild, TreeVm {
   readonly #conversations = new Map<number, Conversation>();
   readonly #own = new DisposableStack();
   #child: Child | undefined;
+  #vm = "-";
   #starting: Promise<unknown> = Promise.resolve();
   #ending: Promise<boolean> | undefined;
   readonly #reads: Promise<void>[] = [];
@@ -63,7 +64,7 @@ export class VmNode implements TicketChild, TreeVm {
   }
 
   get vm(): string {
-    return this.#child?.id ?? "-";
+    return this.#vm;
   }
 
   /** @throws FlurryError CHILD_DIED when it is not there (yet, or any more) */
@@ -120,6 +121,7 @@ export class VmNode implements TicketChild, TreeVm {
       throw abortError(this.stopped);
     }
     this.#child = child;
+    this.#vm = child.id;
     // Nobody speaks to the worker-host of a fork: what it writes must not hold it up.
     if (this.parent) child.workerSocket?.resume();
     const running = this.tree.policy.running?.(this, child);
@@ -231,6 +233,8 @@ export class VmNode implements TicketChild, TreeVm {
       this.tree.trouble(`${this.vm} could not be ended`, error);
     }
     this.#own.dispose();
+    // Its ticket may be kept for long.
+    this.#child = undefined;
     this.#end.resolve(how);
     return true;
   }

@@ -106,7 +106,7 @@ export class CheckpointStore {
     const frozen = {
       descriptor: generation.descriptor,
       imagePath: flat.path,
-      pauseMs: generation.freeze.stoppedMs,
+      pauseMs: generation.stoppedMs,
     };
     const stored = await this.#store.put(keyOf(name, owner), frozen, signal);
     const { blocks } = await stat(stored.imagePath);
@@ -116,7 +116,7 @@ export class CheckpointStore {
       hash: stored.hash,
       storedBytes: blocks * 512,
       profile: { ...profile, disk: this.#portable(profile.disk) },
-      inheritances: generation.freeze.inheritances.map((each) => ({ ...each, open: [...each.open] })),
+      inheritances: generation.inheritances.map((each) => ({ ...each, open: [...each.open] })),
       calls: [...calls],
     };
     const temporary = join(this.#dir, `${temporaryPrefix()}${keyOf(name, owner)}`);
