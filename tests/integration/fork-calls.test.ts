@@ -144,7 +144,7 @@ say(d.answer()[:17], repr(d.answer()))
 _, me, ticket, _ = c.words("fork 1")
 if me != "0":
     os.makedirs("/out")
-    open("/out/a\\nfile 1 /etc/passwd", "w").write("x")
+    open("/out/a\\nfile 1 b", "w").write("x")
     c.exit(0)
 say(c.join(ticket))
 `);
