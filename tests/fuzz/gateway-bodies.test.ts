@@ -4,12 +4,16 @@ import { DatabaseSync } from "node:sqlite";
 import fc from "fast-check";
 import { type OpenApiDocument, operationsOf, Values } from "../support/gateway-malformed.ts";
 import { malformedRequest } from "../support/gateway-malformed-requests.ts";
-import { GatewaySandbox, problemFrom } from "../support/gateway-sandbox.ts";
+import { GatewaySandbox, idleRuntime, problemFrom } from "../support/gateway-sandbox.ts";
+import { ScriptedVms } from "../support/scripted-vms.ts";
 
-const REQUESTS = 1000;
+const REQUESTS = 1500;
 
-test("1,000 malformed requests, made from the OpenAPI document, each get a problem and change nothing", async () => {
-  await using gateway = await GatewaySandbox.open({ limits: { bodyBytes: 100_000, streamBytes: 150_000 } });
+test("1,500 malformed requests, made from the OpenAPI document, each get a problem and change nothing", async () => {
+  await using gateway = await GatewaySandbox.open({
+    limits: { bodyBytes: 100_000, streamBytes: 150_000 },
+    runtime: () => ({ ...idleRuntime(), vms: new ScriptedVms() }),
+  });
   const document = await gateway.json<OpenApiDocument>("/openapi.json");
   const values = new Values(document);
   const operations = operationsOf(document);
