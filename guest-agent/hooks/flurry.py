@@ -194,6 +194,9 @@ def _hang_up():
 
 def _failing(function):
     def checked(*args, **kwargs):
+        if getattr(_calls, "busy", False):  # a signal handler, whose answer would be the other one's
+            raise FlurryError("BAD_CALL", "this thread has a call under way")
+        _calls.busy = True
         try:
             return function(*args, **kwargs)
         except BaseException as error:
@@ -201,6 +204,8 @@ def _failing(function):
             if not getattr(error, "_goes_on", False):
                 _hang_up()
             raise
+        finally:
+            _calls.busy = False
 
     checked.__name__, checked.__doc__ = function.__name__, function.__doc__
     return checked

@@ -233,6 +233,30 @@ for (const binding of ["C", "Python"] as const) {
   });
 }
 
+test("a signal handler of Python has no call in the middle of another one, and may break that off", async () => {
+  const socket = newSocket();
+  await using host = await ScriptedCalls.listen(socket, {
+    answer: ({ line }) => (line === "id" ? ["ok 0 vm 0 -\n"] : undefined),
+  });
+  const program = `
+import flurry, signal
+def handler(*_):
+    try: flurry.vm()
+    except flurry.FlurryError as error: print(error.code)
+    raise KeyboardInterrupt
+signal.signal(signal.SIGALRM, handler)
+signal.setitimer(signal.ITIMER_REAL, 0.05)
+try: flurry.join("t1")
+except KeyboardInterrupt: print("interrupted", flurry.vm().vm)`;
+  expect(await bindings.run(["python3", "-B", "-c", program], socket)).toEqual({
+    ...{ stdout: "BAD_CALL\ninterrupted vm\n", stderr: "", code: 0 },
+  });
+  expect(host.requests.map(({ line, connection }) => [line, connection])).toEqual([
+    ["next t1", 1],
+    ["id", 2],
+  ]);
+});
+
 test("a call of TypeScript may be given up, and has ended its connection then", async () => {
   const { lines, host } = await talk("TypeScript", ["abort t1", "id"], ({ line }) =>
     line === "id" ? ["ok 0 vm 0 -\n"] : undefined,
