@@ -3,57 +3,53 @@
 import os
 import random
 import subprocess
-import sys
 
-DATABASE = "/var/lib/examples/proteins"
+from shares import main
+
+PLACE = "/var/lib/examples"
+DATABASE, QUERY_FILE = PLACE + "/proteins", PLACE + "/queries.fa"
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
-SEQUENCES, LENGTH, QUERIES = 3000, 300, 16
+SEQUENCES, LENGTH, QUERIES = 2000, 300, 48
 
 
-def sequences():
+def make():
+    """The database; and parts of sequences of it, each tenth letter changed, to be searched."""
     source = random.Random(20090401)
-    return ["".join(source.choices(LETTERS, k=LENGTH)) for _ in range(SEQUENCES)]
-
-
-def prepare():
-    """In the parent: makes the database, and reads all of it once."""
-    os.makedirs(os.path.dirname(DATABASE), exist_ok=True)
-    fasta = "".join(">protein%d\n%s\n" % pair for pair in enumerate(sequences()))
+    proteins = ["".join(source.choices(LETTERS, k=LENGTH)) for _ in range(SEQUENCES)]
+    changed = lambda text: "".join(source.choice(LETTERS) if source.random() < 0.1 else letter for letter in text)
+    os.makedirs(PLACE, exist_ok=True)
+    with open(QUERY_FILE, "w") as file:
+        for number in source.sample(range(SEQUENCES), QUERIES):
+            file.write(">query%d\n%s\n" % (number, changed(proteins[number][50:250])))
+    fasta = "".join(">protein%d\n%s\n" % pair for pair in enumerate(proteins))
     subprocess.run(
         ["makeblastdb", "-in", "-", "-dbtype", "prot", "-title", "proteins", "-out", DATABASE],
         input=fasta.encode(), check=True, stdout=subprocess.DEVNULL,
     )
-    work(queries()[0])
 
 
 def queries():
-    """Parts of sequences of the database, each tenth letter changed."""
-    source, all = random.Random(7), sequences()
-    chosen = source.sample(range(SEQUENCES), QUERIES)
-    changed = lambda text: "".join(source.choice(LETTERS) if source.random() < 0.1 else letter for letter in text)
-    return [("query%d" % number, changed(all[number][50:250])) for number in chosen]
+    with open(QUERY_FILE) as file:
+        return [">" + text for text in file.read().split(">")[1:]]
 
 
-def work(query):
+def work(share):
+    """What blastp finds for each query, best first."""
     found = subprocess.run(
         ["blastp", "-db", DATABASE, "-outfmt", "6 qseqid sseqid pident length evalue bitscore", "-evalue", "1e-10"],
-        input=(">%s\n%s\n" % query).encode(), check=True, stdout=subprocess.PIPE,
+        input="".join(share).encode(), check=True, stdout=subprocess.PIPE,
     )
-    return found.stdout.decode()
+    lines = found.stdout.decode().splitlines()
+    return [[line for line in lines if line.split()[0] == query.split()[0][1:]] for query in share]
 
 
 def combine(results):
-    lines = "".join(results).splitlines()
-    right = sum(1 for line in lines if line.split()[0][5:] == line.split()[1][7:])
-    return "\n".join(sorted(lines)) + "\n%d hits, %d of %d queries found where they are from" % (
-        len(lines), right, len(results),
-    )
+    for lines in results:
+        if not lines or lines[0].split()[0][len("query") :] != lines[0].split()[1][len("protein") :]:
+            raise SystemExit("a query was not found where it is from: %s" % lines)
+    hits = [line for lines in results for line in lines]
+    return "%s\n%d queries were found where they are from, in %d hits" % ("\n".join(hits), len(results), len(hits))
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["prepare"]:
-        prepare()
-    else:
-        from shares import main
-
-        main(work, queries(), combine)
+    main(work, queries, combine, make)

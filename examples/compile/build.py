@@ -23,15 +23,19 @@ static unsigned step_%(file)d_%(at)d(const unsigned *in, unsigned *out, unsigned
 """
 
 
-def prepare():
-    """In the parent: writes the project, and compiles one file so that the compiler is hot."""
+def make():
+    """Writes the project."""
     os.makedirs(SOURCES, exist_ok=True)
     for file in range(FILES):
         text = "".join(FUNCTION % {"file": file, "at": at} for at in range(FUNCTIONS))
         calls = "".join("  sum ^= step_%d_%d(in, out, n);\n" % (file, at) for at in range(FUNCTIONS))
         text += "unsigned part_%d(const unsigned *in, unsigned *out, unsigned n) {\n  unsigned sum = 0;\n%s  return sum;\n}\n" % (file, calls)
-        open("%s/part_%d.c" % (SOURCES, file), "w").write(text)
-    compile(FILES - 1, "/tmp/warm-up.o")
+        write("part_%d.c" % file, text)
+
+
+def write(name, text):
+    with open("%s/%s" % (SOURCES, name), "w") as file:
+        file.write(text)
 
 
 def compile(file, target):
@@ -42,7 +46,7 @@ def link(objects):
     parts = "".join("unsigned part_%d(const unsigned *, unsigned *, unsigned);\n" % file for file in range(FILES))
     calls = "".join("  sum += part_%d(in, out, 64);\n" % file for file in range(FILES))
     main = "#include <stdio.h>\n%sint main(void) {\n  unsigned in[64], out[64], sum = 0;\n  for (unsigned i = 0; i < 64; i++) in[i] = i * i;\n%s  printf(\"%%08x\\n\", sum);\n  return 0;\n}\n"
-    open(SOURCES + "/main.c", "w").write(main % (parts, calls))
+    write("main.c", main % (parts, calls))
     subprocess.run(["gcc", "-O2", "-o", PROGRAM, SOURCES + "/main.c"] + sorted(objects), check=True)
     print("result", subprocess.run([PROGRAM], check=True, stdout=subprocess.PIPE).stdout.decode().strip())
 
@@ -73,10 +77,12 @@ def here(files):
 if __name__ == "__main__":
     how = sys.argv[1]
     if how == "prepare":
-        prepare()
+        make()
+        compile(FILES - 1, "/tmp/warm-up.o")
     elif how == "fork":
         forked(int(sys.argv[2]))
     elif how == "alone":
         link(here(range(FILES)))
     elif how == "share":
+        make()
         print("compiled", len(here(range(int(sys.argv[2]), FILES, int(sys.argv[3])))))
