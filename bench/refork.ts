@@ -190,6 +190,8 @@ async function migrate({ qmp, dir }: Child, isMapped: boolean): Promise<number> 
   await qmp.execute("migrate", { uri: `file:${path}` });
   const { data } = await done;
   if (data.status !== "completed") throw new Error("QEMU could not write the VM into a file");
+  // QEMU says that it is complete before it may go on, and nothing when it may.
+  while ((await qmp.execute("query-status", {})).status === "finish-migrate");
   await qmp.execute("cont", {});
   const ms = performance.now() - began;
   await rm(path);
