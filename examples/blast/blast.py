@@ -9,7 +9,7 @@ from shares import main
 PLACE = "/var/lib/examples"
 DATABASE, QUERY_FILE = PLACE + "/proteins", PLACE + "/queries.fa"
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
-SEQUENCES, LENGTH, QUERIES = 2000, 300, 48
+SEQUENCES, LENGTH, QUERIES = 2000, 300, 160
 
 
 def make():

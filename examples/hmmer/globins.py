@@ -1,16 +1,17 @@
-"""Searches each of the globins of HMMER's tutorial in all of them with phmmer: which are how near to which."""
+"""Searches some of the globins of HMMER's tutorial in all of them with phmmer: which are how near to which."""
 
 import subprocess
 
 from shares import main
 
 ALL = "/usr/share/doc/hmmer/examples/tutorial/globins45.fa"
+QUERIES = 20
 
 
 def globins():
-    """As FASTA."""
+    """The first of them, as FASTA."""
     with open(ALL) as file:
-        return [">" + text for text in file.read().split(">")[1:]]
+        return [">" + text for text in file.read().split(">")[1 : QUERIES + 1]]
 
 
 def work(share):

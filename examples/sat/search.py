@@ -23,7 +23,7 @@ import flurry
 BRANCHES = 3  # variables that are assumed: 2**3 branches
 # Variables, clauses per variable, seed. The large satisfiable one is the first with so many variables that takes one
 # solver more than 60,000 conflicts; its ratio is that where formulas of three literals are hardest.
-LARGE = {"satisfiable": (350, 4.25, 17), "unsatisfiable": (260, 4.6, 1)}
+LARGE = {"satisfiable": (350, 4.25, 17), "unsatisfiable": (250, 4.5, 1)}
 SMALL = {"satisfiable": (250, 4.2, 12), "unsatisfiable": (120, 5.5, 1)}
 
 
@@ -104,7 +104,8 @@ def main(how, numbers, names):
             continue
         model = forked(variables, clauses, *numbers) if how == "fork" else solve(variables, clauses)
         check(name, clauses, model)
-        print("result", name)
+        # Or the children of the next fork would have it in their buffers, and print it, too.
+        print("result", name, flush=True)
 
 
 if __name__ == "__main__":
