@@ -241,6 +241,7 @@ def request_ticket(n, timeout=None):
 @_failing
 def clone(ticket):
     """Forks this VM: 0 here, and 1 to ticket.granted in the children."""
+    _flush()
     id, granted = _ask("clone " + _name(ticket), "%s %s" % (_NUMBER, _NUMBER))
     return _came_out(_within(id, 0, int(granted)))
 
@@ -248,6 +249,7 @@ def clone(ticket):
 @_failing
 def fork(n):
     """request_ticket and clone in one."""
+    _flush()
     id, name, granted = _ask("fork %d" % n, "%s %s %s" % (_NUMBER, _WORD, _NUMBER))
     granted = _within(granted, 1, n)
     return Forked(_came_out(_within(id, 0, granted)), Ticket(name, granted), granted)
@@ -256,6 +258,7 @@ def fork(n):
 @_failing
 def checkpoint_parent():
     """Keeps this VM's state: (0, checkpoint) here, and (id, None) in each child that is made of it later."""
+    _flush()
     id, name = _ask("checkpoint", "%s %s" % (_NUMBER, _WORD))
     return _came_out(int(id)), (name if id == "0" else None)
 
@@ -277,9 +280,7 @@ def exit(status=0, result=b""):
         raise FlurryError("BAD_CALL", "a status is from 0 to 255, not %r" % status)
     if len(result) > RESULT_MAX:
         raise FlurryError("BAD_CALL", "a result has at most %d bytes" % RESULT_MAX)
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            stream.flush()
+    _flush()
     _bad(_call().request("exit %d %d" % (status, len(result)), bytes(result)))
 
 
@@ -324,6 +325,13 @@ def vm():
     """Who this VM is."""
     id, name, generation, parent = _ask("id", "%s ([^ ]+) %s ([^ ]+)" % (_NUMBER, _NUMBER))
     return Vm(int(id), name, int(generation), None if parent == "-" else parent)
+
+
+def _flush():
+    # What is printed before a fork is the parent's: each child would print it as well.
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
 
 
 def _came_out(id):

@@ -33,14 +33,15 @@ async function run(argv: readonly string[], files: Record<string, string | Uint8
   for (const [path, data] of Object.entries(files))
     await agent.putFile(path, Buffer.from(data), { mode: 0o755 });
   const { stdout, stderr, code } = await agent.run(argv, { timeoutMs: 90_000 });
-  return { lines: stdout.trim().split("\n"), stderr, code };
+  const printed = [...tree.printed.values()].join("");
+  return { lines: stdout.trim().split("\n"), stderr, code, printed };
 }
 
 describe("fork calls", () => {
   test(
     "of Python do what they say, and errors have their codes",
     async () => {
-      const { lines, stderr, code } = await run(["python3", "/tmp/t.py"], {
+      const { lines, stderr, code, printed } = await run(["python3", "/tmp/t.py"], {
         "/tmp/t.py": `
 import flurry, random, os
 def refused(call, *args):
@@ -70,7 +71,8 @@ print(flurry.kill(ticket), [c.state for c in flurry.join(ticket)], flurry.next_c
 refused(flurry.clone, ticket)
 `,
       });
-      expect({ code, stderr }).toEqual({ code: 0, stderr: "" });
+      // What was in the program's buffer at the fork, too, is printed by the parent alone.
+      expect({ code, stderr, printed }).toEqual({ code: 0, stderr: "", printed: "" });
       expect(lines).toEqual([
         "0 None",
         "NOT_A_CHILD",
