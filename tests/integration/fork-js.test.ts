@@ -79,7 +79,7 @@ test(
 );
 
 test(
-  "any Bun program of the guest has flurry:vm",
+  "any Bun program of the guest has flurry:vm, and a hundred children know their ids",
   async () => {
     using home = await homeWithImages();
     await using host = await Host.open({ home: home.path });
@@ -112,8 +112,23 @@ test(
         stderr: "",
         code: 0,
       });
+      const hundred = `
+        import { exit, fork, identity, join } from "flurry:vm";
+        const me = await fork(100);
+        if (me.id > 0) await exit(0, [me.id, (await identity()).id]);
+        const children = await join(me.ticket);
+        console.log(JSON.stringify(children.map(({ result }) => JSON.parse(Buffer.from(result).toString()))));`;
+      await agent.putFile("/tmp/hundred.ts", Buffer.from(hundred), { mode: 0o644 });
+      const many = await agent.run([GUEST_BUN, "/tmp/hundred.ts"], { timeoutMs: 3 * TEST_MS });
+      const ids = Array.from({ length: 100 }, (_, i) => [i + 1, i + 1]);
+      expect({ ...many, stdout: JSON.parse(many.stdout) }).toMatchObject({
+        stdout: ids,
+        stderr: "",
+        code: 0,
+      });
     }
     expect(tracesOf(host)).toEqual(NO_TRACES);
   },
-  2 * TEST_MS,
+  // A minute on two idle cores: a bound, no expectation.
+  4 * TEST_MS,
 );

@@ -31,8 +31,7 @@ function pass(when: "-" | "+", step: string, isOfChild: boolean): void {
   if (!isOfChild || left === 0) die();
 }
 
-// biome-ignore lint/suspicious/noExplicitAny: whatever a method takes and gives is passed on
-type Method = (...args: any[]) => unknown;
+type Method = (...args: unknown[]) => unknown;
 
 function watch(
   prototype: object,
